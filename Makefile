@@ -1,0 +1,16 @@
+.PHONY: demo test lint
+PY ?= python3
+# Targets of one stamp each: a second call of make finds everything in its place.
+.venv/test: pyproject.toml constraints.txt
+	$(PY) -m venv .venv
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+.venv/dev: .venv/test
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+demo: .venv/test
+	.venv/bin/sharpness run keskar
+test: .venv/test
+	.venv/bin/python -m pytest
+lint: .venv/dev
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -1,0 +1,144 @@
+"""The command ``sharpness``: each command is a load, a library call, a save and a print."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from sharpness._version import __version__
+from sharpness.errors import ComputationError, InputError
+
+from .parameters import COMMON
+
+# Name: module of this package, one line of help. A command is imported at its first use, so that
+# ``sharpness --help`` does not wait for torch.
+COMMANDS = {
+    "train": ("train", "Train one network and record the run."),
+    "eigs": ("eigs", "Top eigenvalues of the Hessian at a solution."),
+    "line": ("line", "Loss and accuracy on the line between two solutions."),
+    "measure": ("measure", "Measures of sharpness at solutions."),
+    "show": ("show", "What a result file holds, and what computed it."),
+    "run": ("run", "Recipes: whole experiments with a verdict."),
+}
+AGAIN = "interrupted: the same command again continues from the files that are whole"
+
+
+class Commands(click.Group):
+    """A group whose commands are named in ``COMMANDS`` and imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of a user's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command of this name."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"sharpness.cli.{COMMANDS[name][0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        """Honour NO_COLOR and FORCE_COLOR, which click leaves to its users."""
+        if os.environ.get("NO_COLOR"):
+            extra["color"] = False
+        elif os.environ.get("FORCE_COLOR"):
+            extra["color"] = True
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.group(cls=Commands, context_settings=COMMON)
+@click.version_option(__version__, prog_name="sharpness")
+def sharpness() -> None:
+    r"""How sharp are the minima that training found, and does it matter for generalization?
+
+    Train a small-batch and a large-batch solution (or bring your own), then measure the
+    curvature, the sharpness and the landscape between them.
+
+    \b
+    Examples:
+      sharpness run keskar
+      sharpness train --batch-size 8 -o sb.h5
+      sharpness train --batch-size 600 -o lb.h5
+      sharpness eigs sb.h5 -k 10
+      sharpness line sb.h5 lb.h5
+      sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
+    """
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 2 a wrong request, 1 a failure, 128 + n after a signal."""
+    given = list(sys.argv[1:] if args is None else args)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = _run(given)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+    try:
+        code = sharpness.main(args, prog_name="sharpness", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return _failed(AGAIN, 128 + signal.SIGINT)
+    except Stopped as stopped:
+        return _failed(AGAIN, 128 + stopped.number)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as Python's docs advise
+        return 1
+    except Exception as error:
+        if "--debug" in args:
+            raise
+        code = _code(error)
+        if code is None:
+            raise
+        return _failed(_text(error), code)
+    return code if isinstance(code, int) else 0
+
+
+def _code(error: Exception) -> int | None:
+    """Return the exit code of a user's error, None of a bug."""
+    if isinstance(error, InputError | click.UsageError):
+        return 2
+    return 1 if isinstance(error, ComputationError | OSError | click.ClickException) else None
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _failed(text: str, code: int) -> int:
+    click.echo(f"sharpness: error: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)

@@ -1,0 +1,66 @@
+"""``sharpness eigs``."""
+
+from typing import Any
+
+import click
+
+from .parameters import (
+    COMMON,
+    Name,
+    Real,
+    Whole,
+    analysis,
+    overwrite,
+    reporting,
+    source,
+)
+from .sources import answer, beside, objective, opened, request
+
+
+@click.command(context_settings=COMMON)
+@click.argument("run", metavar="RUN")
+@click.option("-k", "--pairs", "k", type=Whole(1), default=5, help="How many.")
+@click.option(
+    "--which", type=Name("lanczos", "WHICH"), default="LA", help="Largest, smallest, |.|."
+)
+@click.option("--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of what.")
+@click.option("--engine", type=Name("curvature", "ENGINES"), default="cached", help="Of products.")
+@click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
+@click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")
+@analysis
+@source
+@click.option("-o", "--output", metavar="FILE", help="Default: RUN.eigs.h5 beside the run.")
+@overwrite
+@reporting
+def command(run: str, **options: Any) -> None:
+    r"""Compute the top eigenvalues of the Hessian at the end of RUN, with residuals.
+
+    RUN is a run's file, or a checkpoint together with --model, --data and --loss. A value counts
+    as converged when its residual is within the tolerance and a search of the complement found no
+    better one; what is not converged is marked.
+
+    \b
+    Examples:
+      sharpness eigs sb.h5 -k 10
+      sharpness eigs sb.h5 --split test --dtype float64 --which SA
+      sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
+    """
+    from sharpness.curvature import OPERATORS
+    from sharpness.lanczos import eigsh
+
+    opened_run = opened(run, options)
+    chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
+    answer(
+        beside([opened_run], "eigs", options),
+        request("eigs", [opened_run], options),
+        options,
+        lambda progress: eigsh(
+            OPERATORS[options["operator"]](
+                objective(opened_run, options), engine=options["engine"]
+            ),
+            **chosen,
+            progress=progress,
+        ),
+        label="eigs",
+        unit="products",
+    )

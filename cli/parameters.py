@@ -1,0 +1,176 @@
+"""The kinds of values and the options that commands share."""
+
+import json
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    Kind = click.ParamType[Any]
+else:
+    Kind = click.ParamType  # generic only since click 8.4
+
+COMMON = {"help_option_names": ["-h", "--help"], "show_default": True}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Real(Kind):
+    """A finite number, above or at least a bound."""
+
+    name = "number"
+
+    def __init__(self, *, above: float | None = None, least: float | None = None) -> None:
+        self.above, self.least = above, least
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number, or fail in one line."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"needs a number, got {value!r}", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"needs a finite number, got {value!r}", param, ctx)
+        if self.above is not None and not number > self.above:
+            self.fail(f"needs a number above {self.above:g}, got {value}", param, ctx)
+        if self.least is not None and not number >= self.least:
+            self.fail(f"needs a number of at least {self.least:g}, got {value}", param, ctx)
+        return number
+
+
+class Whole(Kind):
+    """A whole number of at least a bound that fits in 64 bits."""
+
+    name = "integer"
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number, or fail in one line."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"needs a whole number, got {value!r}", param, ctx)
+        if not self.least <= number < 2**63:
+            self.fail(f"needs a whole number of at least {self.least}, got {value}", param, ctx)
+        return number
+
+
+class Grid(Kind):
+    """START:END:POINTS, evenly spaced."""
+
+    name = "start:end:points"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[float]:
+        """Return start, end and the number of points, or fail in one line."""
+        if isinstance(value, list):
+            return value
+        try:
+            start, end, points = (float(x) for x in value.split(":"))
+        except ValueError:
+            self.fail(f"needs START:END:POINTS, got {value!r}", param, ctx)
+        if not (math.isfinite(start) and math.isfinite(end) and start < end):
+            self.fail(f"needs a finite START below END, got {value!r}", param, ctx)
+        if points != int(points) or not 2 <= points <= 10**6:
+            self.fail(f"needs 2 to 1000000 points, got {value.split(':')[2]}", param, ctx)
+        return [start, end, int(points)]
+
+
+class Options(Kind):
+    """A JSON object, such as ``{"widths": [64, 64]}``."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
+        """Return the object, or fail in one line."""
+        if isinstance(value, dict):
+            return value
+        try:
+            options = json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"needs a JSON object, got {value!r} ({error})", param, ctx)
+        if not isinstance(options, dict):
+            self.fail(f"needs a JSON object, got {value!r}", param, ctx)
+        return options
+
+
+class Name(Kind):
+    """A name of one of the library's tables, or ``module:function`` where that is allowed.
+
+    The table is looked up when it is needed, so that no import waits for torch.
+    """
+
+    name = "name"
+
+    def __init__(self, home: str, table: str, *, functions: bool = False) -> None:
+        self.home, self.table, self.functions = home, table, functions
+
+    def names(self) -> list[str]:
+        """Return the names in the table."""
+        return list(getattr(import_module(f"sharpness.{self.home}"), self.table))
+
+    def get_metavar(self, param: Any, ctx: Any) -> str:
+        """Return the choices for the help."""
+        more = ["MODULE:FUNCTION"] if self.functions else []
+        return f"[{'|'.join([*self.names(), *more])}]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name; one with a colon is looked up by the library."""
+        if value not in self.names() and not (self.functions and ":" in value):
+            more = " or MODULE:FUNCTION" if self.functions else ""
+            choices = ", ".join(self.names())
+            self.fail(f"needs one of {choices}{more}, got {value!r}", param, ctx)
+        return str(value)
+
+
+def chained(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Return one decorator of several options, shown in the help in this order."""
+
+    def decorate(f: F) -> F:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return decorate
+
+
+model = click.option("--model", type=Name("models", "MODELS", functions=True), help="The network.")
+data = click.option("--data", type=Name("data", "DATA", functions=True), help="The data set.")
+loss = click.option("--loss", type=Name("problem", "LOSSES", functions=True), help="The loss.")
+model_options = click.option(
+    "--model-options", type=Options(), help="Arguments of the network's function, as JSON."
+)
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an output of another request once the new is whole."
+)
+reporting = chained(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+# What tells where a solution comes from: for a checkpoint all that a run's file knows by itself.
+source = chained(
+    model,
+    model_options,
+    data,
+    loss,
+    click.option(
+        "--train-examples", type=Whole(1), help="Size of the training part, for a checkpoint."
+    ),
+    click.option("--label-noise", type=Real(least=0), help="Share of moved labels, likewise."),
+    click.option("--split-seed", type=Whole(), help="Seed of the split, likewise."),
+    click.option(
+        "--trust-spec", is_flag=True, help="Import the MODULE:FUNCTION that a run's file names."
+    ),
+)
+analysis = chained(
+    click.option("--split", type=Name("problem", "SPLITS"), default="train", help="Which data."),
+    click.option("--examples", type=Whole(1), help="Only a stratified sample of that many."),
+    click.option("--dtype", type=Name("problem", "DTYPES"), help="Default: that of the run."),
+    click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
+    click.option("--micro-batch", type=Whole(1), default=1024, help="Examples at a time."),
+    click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
+)

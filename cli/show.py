@@ -1,0 +1,246 @@
+"""Results in words and numbers on stdout: what each command prints, and the command ``show``."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharpness.results import Comparison, Eigenpairs, Line, Result, Run, Sharpness, Solution
+
+from .parameters import COMMON, reporting
+
+ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
+
+
+@click.command(context_settings=COMMON)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@reporting
+def command(files: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
+    r"""Print what a result FILE holds, and the tree of what computed it.
+
+    \b
+    Examples:
+      sharpness show sb.h5
+      sharpness show --json sb.eigs.h5
+    """
+    from sharpness.store import load, request_of
+
+    for name in files:
+        result = load(name)
+        if as_json:
+            click.echo(json.dumps(as_values(result), allow_nan=False))
+            continue
+        click.echo(f"{Path(name).name}: {type(result).__name__}")
+        report(result, as_json=False)
+        click.echo("computed by")
+        for line in tree(result.spec):
+            click.echo(f"  {line}")
+        asked = request_of(name)
+        if asked:
+            click.echo("asked for by")
+            for line in tree(asked):
+                click.echo(f"  {line}")
+
+
+def report(result: Result, *, as_json: bool) -> None:
+    """Print a result on stdout, for people or for machines."""
+    if as_json:
+        click.echo(json.dumps(as_values(result), allow_nan=False))
+        return
+    for line in LINES[type(result)](result):
+        click.echo(line)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, the first column to the left and all others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def tree(value: Any, indent: str = "") -> list[str]:
+    """Return a tree of JSON values as indented lines."""
+    lines: list[str] = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{indent}{key}", *tree(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {json.dumps(item) if item != '' else ''}")
+    return lines
+
+
+def as_values(result: Any) -> Any:
+    """Return a result as JSON values; NaN and infinity become null."""
+    values: dict[str, Any] = {"type": type(result).__name__}
+    for field in fields(result):
+        values[field.name] = _value(getattr(result, field.name))
+    return values
+
+
+def _value(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _value(item) for key, item in x.items()}
+    if isinstance(x, list):
+        return [_value(item) for item in x]
+    if isinstance(x, Solution):
+        return {"theta": _value(x.theta), "buffers": _value(x.buffers)}
+    if isinstance(x, float):
+        return x if math.isfinite(x) else None
+    if hasattr(x, "numel"):
+        if x.numel() > ENTRIES:
+            return {"shape": list(x.shape), "dtype": str(x.dtype)}
+        return _value(x.tolist())
+    return x
+
+
+def _run(run: Run) -> list[str]:
+    record = run.spec["train"]
+    words = [f"{record['model']} on {record['data']}, loss {record['loss']}"]
+    words[0] += f", {len(run.end.theta):,} parameters in {run.end.theta.dtype}".replace(
+        "torch.", ""
+    )
+    if run.stopped == "read":
+        checkpoint = run.spec["checkpoint"]
+        return [*words, f"read from {checkpoint['name']}, SHA-256 {checkpoint['sha256'][:12]}"]
+    goal = record["stop_loss"]
+    words.append(
+        f"{record['optimizer']} at rate {record['learning_rate']:g}, batch size "
+        f"{record['batch_size']}, seed {record['seed']}: {run.updates:,} updates, "
+        f"{int(run.history['examples'][-1]):,} examples, stopped by {run.stopped}"
+    )
+    if goal is not None and run.stopped != "stop_loss":
+        words.append(f"NOT at the training loss {goal:g}: leave it out of comparisons at that loss")
+    rights = {}
+    for part in ("train", "test"):
+        text = f"{part:5} loss {float(run.history[f'{part}_loss'][-1]):.4g}"
+        if f"{part}_right" in run.history:
+            total = run.spec["data"][f"{part}_examples"]
+            right = int(run.history[f"{part}_right"][-1])
+            rights[part] = right / total
+            text += f", accuracy {100 * right / total:.2f} % ({right} of {total})"
+        words.append(text)
+    if rights:
+        gap = 100 * (rights["train"] - rights["test"])
+        words.append(f"own generalization gap (train - test accuracy) {gap:.2f} points")
+    return words
+
+
+def _where(spec: dict[str, Any]) -> str:
+    """Return on what an objective's spec says something was computed."""
+    words = f"{spec['parameters']:,} parameters, {spec['dtype'].replace('torch.', '')}"
+    if "split" in spec:
+        words += f", {spec['split']} part, {spec['examples']} of {spec['of']} examples"
+    return words
+
+
+def _eigenpairs(pairs: Eigenpairs) -> list[str]:
+    operator = pairs.spec["operator"]
+    sampled = bool((pairs.sampling_errors != 0).any())
+    rows = [
+        [str(i), f"{value:.8g}", f"{residual:.1e}", "yes" if ok else "NO"]
+        + ([f"{error:.2g}"] if sampled else [])
+        for i, (value, residual, ok, error) in enumerate(
+            zip(
+                pairs.values.tolist(),
+                pairs.residuals.tolist(),
+                pairs.converged.tolist(),
+                pairs.sampling_errors.tolist(),
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    header = ["i", "eigenvalue", "residual", "converged", *(["sampling error"] if sampled else [])]
+    about = operator["operator"]
+    if "objective" in operator:
+        about += f": {_where(operator['objective'])}"
+    return [
+        about,
+        *table(header, rows),
+        f"{pairs.products} products, {pairs.check_products} more to look for repeated "
+        f"eigenvalues; |V V^T - I| <= {pairs.orthogonality:.1e}",
+    ]
+
+
+def _line(line: Line) -> list[str]:
+    names = list(line.values)
+    rows = [
+        [f"{alpha:.6g}", *(f"{float(line.values[name][i]):.6g}" for name in names)]
+        for i, alpha in enumerate(line.alphas.tolist())
+    ]
+    return [f"distance of the ends {line.distance:.6g}", *table(["alpha", *names], rows)]
+
+
+def _sharpness(found: Sharpness) -> list[str]:
+    spec = found.spec
+    lines = [
+        f"Metric 2.1 (epsilon {found.epsilon:g}): {_where(spec['objective'])}",
+        f"value {found.value:.8g} (at least: the best of {len(found.start_values)} starts)",
+    ]
+    if found.sampling_error:
+        lines.append(f"sampling error {found.sampling_error:.2g}")
+    if found.value <= 10 * found.rounding:
+        lines.append(
+            f"NOT above rounding, which alone can give {found.rounding:.1e}: use --dtype float64"
+        )
+    else:
+        lines.append(f"first-order share {found.first_order_share:.4f}")
+    lines += [
+        f"loss {found.loss:.8g}, in the box {found.maximum:.8g}; {100 * found.on_bounds:.1f} % of "
+        f"coordinates on its bounds; {found.gradients} gradients",
+    ]
+    rows = [
+        [
+            "sign iteration" if sign else "L-BFGS-B",
+            f"{value:.8g}",
+            f"{100 * share:.1f} %",
+            str(used),
+        ]
+        for sign, value, share, used in zip(
+            found.start_signs.tolist(),
+            found.start_values.tolist(),
+            found.start_on_bounds.tolist(),
+            found.start_gradients.tolist(),
+            strict=True,
+        )
+    ]
+    return lines + table(["start", "value", "on bounds", "gradients"], rows)
+
+
+def _comparison(comparison: Comparison) -> list[str]:
+    lines = []
+    for kind, found in (("ratio", comparison.ratios), ("difference", comparison.differences)):
+        for name, numbers in found.items():
+            lines += [
+                f"{name.removesuffix(f'_{kind}')}: {kind} {contrast}: {interval(row.tolist())}"
+                for contrast, row in zip(comparison.contrasts, numbers, strict=True)
+            ]
+    return lines
+
+
+def interval(numbers: Sequence[float], digits: int = 3) -> str:
+    """Return ``estimate [low, high]``; unknown bounds are said to be so."""
+    estimate, low, high = numbers
+    if math.isnan(estimate):
+        return "unknown"
+    if math.isnan(low):
+        return f"{estimate:.{digits}g} [unknown]"
+    return f"{estimate:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
+
+
+LINES: dict[type, Callable[[Any], list[str]]] = {
+    Run: _run,
+    Eigenpairs: _eigenpairs,
+    Line: _line,
+    Sharpness: _sharpness,
+    Comparison: _comparison,
+}

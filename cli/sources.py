@@ -1,0 +1,141 @@
+"""From a file on the command line to a run, and from a request to a file that answers it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharpness.errors import InputError
+from sharpness.results import Result, Run
+
+from .progress import Progress, bar
+from .show import report
+
+# Options that a checkpoint needs and a run's file knows by itself.
+OF_CHECKPOINT = ("model_options", "train_examples", "label_noise", "split_seed")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run or a checkpoint on the command line."""
+
+    path: Path
+    run: Run
+    sha256: str
+    names: dict[str, Any]  # what the command line says of model, data and loss
+
+
+def opened(path: str, options: dict[str, Any]) -> Source:
+    """Return the run of a file: ours by its seal, anybody's checkpoint otherwise."""
+    from sharpness.problem import read
+    from sharpness.store import load_as, seal_of
+
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{path} needs to be a file that is there: look at the name")
+    given = {key: options[key] for key in ("model", "data", "loss", *OF_CHECKPOINT)}
+    given = {key: value for key, value in given.items() if value is not None}
+    names = {key: given.get(key) for key in ("model", "data", "loss")}
+    seal = seal_of(file) if file.is_file() else None
+    if seal or file.suffix == ".h5":
+        run = load_as(file, Run)
+        extra = [key for key in OF_CHECKPOINT if key in given]
+        if extra:
+            option = extra[0].replace("_", "-")
+            raise InputError(f"--{option} is for a checkpoint, {path} knows its own: leave it out")
+        return Source(file, run, seal or "", names)
+    missing = [f"--{key}" for key in ("model", "data", "loss") if key not in given]
+    if missing:
+        raise InputError(
+            f"{path} is no run of ours, so its model, data and loss must be given, got no "
+            f"{', '.join(missing)}: add them"
+        )
+    run = read(file, **given, dtype=options["dtype"])
+    return Source(file, run, run.spec["checkpoint"]["sha256"], names)
+
+
+def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
+    """Return the Objective of a source under the shared options of the analyses."""
+    from sharpness.problem import objective_of
+
+    shared = {key: options[key] for key in ("examples", "seed", "dtype", "micro_batch", "split")}
+    return objective_of(
+        source.run,
+        **{**shared, **changes},
+        device=device(options["device"]),
+        **source.names,
+        trust_spec=options["trust_spec"],
+    )
+
+
+def device(name: str | None) -> str:
+    """Return the device of this name, the first GPU by default where there is one."""
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def beside(sources: list[Source], kind: str, options: dict[str, Any]) -> Path:
+    """Return the output: as given, or the inputs' names, the part if not train, and the kind."""
+    if options["output"]:
+        return Path(options["output"])
+    part = "" if options.get("split", "train") == "train" else f".{options['split']}"
+    stem = "-".join(source.path.stem for source in sources)
+    return sources[0].path.with_name(f"{stem}{part}.{kind}.h5")
+
+
+def request(command: str, sources: list[Source], options: dict[str, Any]) -> dict[str, Any]:
+    """Return what is asked for: the command, its options, and the SHA-256 of all inputs."""
+    from sharpness.problem import source_digest
+
+    left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec"}
+    asked = {key: value for key, value in options.items() if key not in left_out}
+    if "device" in asked:
+        asked["device"] = device(asked["device"])
+    inputs: dict[str, str] = {source.path.name: source.sha256 for source in sources}
+    for source in sources:
+        record = source.run.spec["train"]
+        for key in ("model", "data", "loss"):
+            name = source.names.get(key) or record[key]
+            digest = source_digest(name) if source.names.get(key) else None
+            if digest:
+                inputs[str(name)] = digest
+    return {"command": command, "options": asked, "inputs": inputs}
+
+
+def answer(
+    path: Path,
+    asked: dict[str, Any],
+    options: dict[str, Any],
+    compute: Callable[[Progress], Result],
+    *,
+    label: str,
+    unit: str,
+) -> None:
+    """Compute, save and print a result, unless the file that answers the request is there."""
+    from sharpness.store import load, reuse, save
+
+    _require_place(path)
+    if reuse(path, asked, overwrite=options["overwrite"]):
+        report(load(path), as_json=options["as_json"])
+        click.echo(f"already done: {path}", err=True)
+        return
+    with bar(label, unit, quiet=options["quiet"]) as progress:
+        result = compute(progress)
+    save(path, result, request=asked, overwrite=options["overwrite"])
+    report(result, as_json=options["as_json"])
+    click.echo(f"wrote {path}", err=True)
+
+
+def _require_place(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} needs to be a directory that is there: make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent} needs to be writable: choose another output")
+    if len(path.name.encode()) > 240:
+        raise InputError(f"the name of an output needs at most 240 bytes, got {path.name[:40]}...")

@@ -1,0 +1,92 @@
+"""``sharpness train``: the options are the fields of ``TrainConfig``."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharpness.problem import source_digest
+from sharpness.training import TrainConfig, record, resolved, train
+
+from .parameters import COMMON, Kind, Name, Options, Real, Whole, overwrite, reporting
+from .sources import answer
+
+# What the help says, and how the words of the command line become a value.
+FIELDS: dict[str, tuple[Kind, str]] = {
+    "model": (Name("models", "MODELS", functions=True), "The network."),
+    "model_options": (Options(), "Arguments of the network's function, as JSON."),
+    "data": (Name("data", "DATA", functions=True), "The data set."),
+    "loss": (Name("problem", "LOSSES", functions=True), "The loss."),
+    "train_examples": (Whole(1), "Size of the training part; 600 of the digits by default."),
+    "label_noise": (Real(least=0), "Share of training labels moved to another class."),
+    "batch_size": (Whole(1), "Examples of one update."),
+    "optimizer": (Name("training", "OPTIMIZERS"), "The optimizer."),
+    "learning_rate": (Real(above=0), "The rate."),
+    "momentum": (Real(least=0), "Of sgd."),
+    "weight_decay": (Real(least=0), "Coupled: added to the gradient."),
+    "epochs": (Whole(1), "End after so many passes over the data."),
+    "updates": (Whole(1), "End after so many updates; 20000 where epochs are not given either."),
+    "stop_loss": (Real(above=0), "End at this training loss; 0.01 where nothing else ends it."),
+    "check_every": (Whole(1), "Updates between two looks at the training loss."),
+    "checkpoint_losses": (Real(above=0), "Keep the solution at this loss too (repeatable)."),
+    "seed": (Whole(), "Of the initialization."),
+    "order_seed": (Whole(), "Of the order of examples; the seed by default."),
+    "split_seed": (Whole(), "Of split and label noise; the seed by default."),
+    "dtype": (Name("problem", "DTYPES"), "Of the parameters."),
+    "device": (click.STRING, "cpu, cuda or cuda:N."),
+    "threads": (Whole(1), "Of the CPU; what torch uses by default."),
+}
+
+
+def _options(f: Callable[..., Any]) -> Callable[..., Any]:
+    for field in reversed(fields(TrainConfig)):
+        kind, text = FIELDS[field.name]
+        several = field.name == "checkpoint_losses"
+        f = click.option(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=getattr(TrainConfig(), field.name) or None,
+            multiple=several,
+            help=text,
+        )(f)
+    return f
+
+
+@click.command(context_settings=COMMON)
+@_options
+@click.option("-o", "--output", required=True, metavar="FILE", help="The run's file.")
+@overwrite
+@reporting
+def command(output: str, **options: Any) -> None:
+    r"""Train one network to a training loss and record the run in FILE.
+
+    The file holds the solution at the start and at the end, the optimizer's state, the history
+    of loss and right answers, and which examples were which.
+
+    \b
+    Examples:
+      sharpness train --batch-size 8 -o sb.h5
+      sharpness train --batch-size 600 --label-noise 0.2 --seed 3 -o lb.h5
+      sharpness train --model nets:build --data nets:digits --epochs 20 -o mine.h5
+    """
+    given = {name: options.pop(name) for name in FIELDS}
+    known = {name: value for name, value in given.items() if value is not None}
+    config = resolved(
+        TrainConfig(**{**known, "checkpoint_losses": list(known["checkpoint_losses"])})
+    )
+    sources = {name: source_digest(name) for name in (config.model, config.data, config.loss)}
+    asked = {
+        "command": "train",
+        "options": record(config),
+        "inputs": {name: sha256 for name, sha256 in sources.items() if sha256},
+    }
+    answer(
+        Path(output),
+        asked,
+        options,
+        lambda progress: train(config, progress=progress),
+        label="train",
+        unit="updates",
+    )

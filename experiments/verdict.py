@@ -1,0 +1,323 @@
+"""What a comparison of small and large batches says: its table, its sentences, its figures."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sharpness import plots
+from sharpness.comparison import geometric_mean, paired_difference, paired_ratio
+from sharpness.results import Comparison, Eigenpairs, Line
+
+from .recipe import Finding
+
+CLAIM = (
+    "At equal training loss the large batch ends in a sharper minimum than the small one, and the "
+    "sharper minimum generalizes worse."
+)
+SOURCE = "Keskar et al. (2017), sections 2.2 and 2.2.2; rate scaled after Hoffer et al. (2017)"
+NAMES = {
+    "lambda_1": "lambda_1",
+    "metric_2_1": "Metric 2.1",
+    "first_order_share": "1st-order",
+    "train_loss": "train loss",
+    "updates": "updates",
+    "test_accuracy": "test acc %",
+    "test_loss": "test loss",
+    "distance": "distance",
+}
+ARITHMETIC = ("first_order_share", "test_accuracy")  # all other means are geometric
+
+
+def summary(found: Comparison) -> str:
+    """Return the table of groups, the paired contrasts and the verdict, as text."""
+    design, count = found.spec["design"], len(found.seeds)
+    lines = [
+        f"Small batch against large batch at training loss {design['stop_loss']:g}: "
+        f"{design['model']} on {design['data']}, {design['loss']}, {count} seed{'s' * (count > 1)}",
+        f"Claim: {CLAIM}",
+        f"Source: {SOURCE}",
+        "",
+        *_groups(found),
+        "",
+        *_contrasts(found),
+        "",
+        *_remarks(found),
+        "Verdict",
+        *(f"- {finding.sentence}" for finding in check(found)),
+    ]
+    return "\n".join(lines)
+
+
+def check(found: Comparison) -> list[Finding]:
+    """Return the sentences that the intervals allow: one for each measure, the claim, the rate."""
+    findings: list[Finding] = []
+    outcomes: list[str] = []
+    for condition, noise in found.spec["conditions"].items():
+        where = _where(noise, found)
+        row = _row(found, condition, "lb", "sb")
+        judged = [
+            _ratio_finding(where, "lambda_1", found.ratios["lambda_1_ratio"][row].tolist()),
+            _ratio_finding(where, "Metric 2.1", found.ratios["metric_2_1_ratio"][row].tolist()),
+            _generalization(where, found, row),
+        ]
+        findings += judged
+        sharper = [finding.as_claimed for finding in judged[:2]]
+        outcomes.append(
+            f"{where} {_sharper(sharper)} and {_worse(judged[2])}"
+            + (": as claimed" if all(sharper) and judged[2].as_claimed else ": not the whole claim")
+        )
+    whole = all(text.endswith(": as claimed") for text in outcomes)
+    findings.append(Finding(f"The claim: {'; '.join(outcomes)}.", whole, whole))
+    findings.append(_rate(found))
+    return findings
+
+
+def sharpness_figure(found: Comparison) -> bytes:
+    """Return lambda_1, Metric 2.1 and generalization by arm and seed, a row for each condition."""
+    last = "test_accuracy" if "test_accuracy" in found.values else "test_loss"
+    labels = {
+        "lambda_1": r"$\lambda_1$ of the Hessian",
+        "metric_2_1": rf"Metric 2.1 (%), $\epsilon$ = {found.spec['design']['epsilon']:g}",
+        "test_accuracy": "test accuracy (%)",
+        "test_loss": "test loss",
+    }
+    conditions = found.spec["conditions"]
+    made, grid = plots.figure(10.5, 3.3 * len(conditions) + 0.2, rows=len(conditions), columns=3)
+    for i, (condition, noise) in enumerate(conditions.items()):
+        for ax, measure in zip(grid[i], ("lambda_1", "metric_2_1", last), strict=True):
+            columns = _columns(found, condition, measure)
+            arithmetic = measure in ARITHMETIC
+            plots.paired(
+                {_wrapped(name): column for name, column in columns.items()},
+                ax,
+                intervals=[_mean_interval(column, arithmetic) for column in columns.values()],
+                log=not arithmetic,
+            )
+            ax.set_ylabel(labels[measure])
+        grid[i][0].set_title(_where(noise, found).capitalize(), loc="left", fontsize="medium")
+    made.supxlabel(
+        f"points: seeds, lines join those of one seed; bars: mean and 95 % interval over "
+        f"{len(found.seeds)} seeds; training loss {found.spec['design']['stop_loss']:g}",
+        fontsize="small",
+    )
+    return plots.png(made)
+
+
+def line_figure(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> bytes:
+    """Return loss and accuracy along lines: a row for each condition, a column for each end."""
+    rows = list(lines)
+    columns = len(lines[rows[0]])
+    made, axes = plots.figure(5.4 * columns, 3.4 * len(rows), rows=len(rows), columns=columns)
+    lowest = min(_least(x) for row in lines.values() for _, x in row)
+    highest = max(_most(x) for row in lines.values() for _, x in row)
+    for i, condition in enumerate(rows):
+        for j, (name, found) in enumerate(lines[condition]):
+            ax = axes[i][j]
+            plots.line(found, ax, legend=i == j == 0)
+            ax.set_ylim(lowest / 1.5, highest * 1.5)
+            ax.set_title(f"{condition}: {name}", fontsize="medium", loc="left")
+    return plots.png(made)
+
+
+def eigenvalue_figure(spectra: Mapping[str, Mapping[str, Eigenpairs]]) -> bytes:
+    """Return the top eigenvalues by arm, a panel for each condition, on one scale."""
+    made, axes = plots.figure(
+        4.2 * len(spectra) + 0.4, 3.4, columns=len(spectra), sharey=len(spectra) > 1
+    )
+    for ax, (condition, arms) in zip(axes[0], spectra.items(), strict=True):
+        for style, (name, pairs) in enumerate(arms.items()):
+            plots.eigenvalues(pairs, ax, label=name, style=style)
+        ax.set_title(condition, loc="left", fontsize="medium")
+    for ax in axes[0][1:]:
+        ax.set_ylabel("")
+    axes[0][0].legend(fontsize="small")
+    return plots.png(made)
+
+
+def _groups(found: Comparison) -> list[str]:
+    measures = [measure for measure in NAMES if measure in found.values]
+    rows = []
+    for i, group in enumerate(found.groups):
+        cells = [group]
+        for measure in measures:
+            numbers = found.values[measure][i][found.reached[i]]
+            mean = _mean(numbers, measure in ARITHMETIC)
+            cells.append("unknown" if math.isnan(mean) else _shown(measure, mean))
+        rows.append(cells)
+    return [
+        *_table(["", *(NAMES[measure] for measure in measures)], rows),
+        "Means over seeds, geometric but of accuracy and first-order share. That share is the part",
+        "of Metric 2.1 that the gradient alone gives: where it is large, the stop is no minimum.",
+    ]
+
+
+def _contrasts(found: Comparison) -> list[str]:
+    columns = {
+        "lambda_1": found.ratios["lambda_1_ratio"],
+        "Metric 2.1": found.ratios["metric_2_1_ratio"],
+    }
+    if "test_accuracy_difference" in found.differences:
+        title = "gap in points: test accuracy of the second - of the first"
+        columns["gap (points)"] = found.differences["test_accuracy_difference"]
+    else:
+        title = "and of the test loss"
+        columns["test loss"] = found.ratios["test_loss_ratio"]
+    rows = [
+        [contrast, str(int(pairs)), *(_interval(column[i].tolist()) for column in columns.values())]
+        for i, (contrast, pairs) in enumerate(zip(found.contrasts, found.pairs, strict=True))
+    ]
+    return [
+        *_table(["", "pairs", *columns], rows),
+        f"Paired over seeds, with 95 % t-intervals: ratios of lambda_1 and Metric 2.1, {title}.",
+    ]
+
+
+def _remarks(found: Comparison) -> list[str]:
+    lines = []
+    missed = {g: int((~r).sum()) for g, r in zip(found.groups, found.reached, strict=True)}
+    for group, count in missed.items():
+        if count:
+            lines.append(
+                f"NOTE {count} of {len(found.seeds)} runs of {group} did not meet the training "
+                "loss: their pairs are left out"
+            )
+    if found.spec["unconverged"]:
+        lines.append(f"NOTE lambda_1 of {found.spec['unconverged']} runs did not converge")
+    return [*lines, ""] if lines else []
+
+
+def _ratio_finding(where: str, what: str, numbers: Sequence[float]) -> Finding:
+    _, low, high = numbers
+    shown = low > 1 or high < 1  # false for NaN
+    if math.isnan(low):
+        text = f"whether {what} differs is unknown: an interval needs two pairs"
+    elif shown:
+        word = "larger" if low > 1 else "smaller"
+        text = f"{what} is {word} at the large batch, {_interval(numbers)} times the small batch's"
+    else:
+        text = f"no difference of {what} is shown, the ratio LB / SB is {_interval(numbers)}"
+    return Finding(f"{where.capitalize()}, {text}.", shown, low > 1)
+
+
+def _generalization(where: str, found: Comparison, row: int) -> Finding:
+    if "test_accuracy_difference" not in found.differences:
+        return _ratio_finding(where, "the test loss", found.ratios["test_loss_ratio"][row].tolist())
+    numbers = found.differences["test_accuracy_difference"][row].tolist()
+    _, low, high = numbers
+    shown = low > 0 or high < 0
+    if math.isnan(low):
+        text = "the generalization gap is unknown: an interval needs two pairs"
+    elif shown:
+        word = "above" if low > 0 else "below"
+        text = (
+            f"the test accuracy of the small batch is {word} the large batch's, the gap SB - LB "
+            f"is {_interval(numbers)} points"
+        )
+    else:
+        text = f"no generalization gap is shown, SB - LB is {_interval(numbers)} points"
+    return Finding(f"{where.capitalize()}, {text}.", shown, low > 0)
+
+
+def _rate(found: Comparison) -> Finding:
+    """Return the sentence on what the rate does at the large batch."""
+    scaled = found.spec["arms"][2]["name"].split("rate ")[-1]
+    parts, shown = [], False
+    for condition, noise in found.spec["conditions"].items():
+        row = _row(found, condition, "lb-sqrt", "lb")
+        effects = []
+        for what, key in (("lambda_1", "lambda_1_ratio"), ("Metric 2.1", "metric_2_1_ratio")):
+            numbers = found.ratios[key][row].tolist()
+            clear = numbers[1] > 1 or numbers[2] < 1
+            shown |= clear
+            note = "" if clear else " (no effect shown)"
+            effects.append(f"{what} by {_interval(numbers)}{note}")
+        parts.append(f"{_where(noise, found)} {' and '.join(effects)}")
+    return Finding(
+        f"The rate, {scaled} at the same large batch, multiplies {'; '.join(parts)}.", shown, shown
+    )
+
+
+def _sharper(claims: Sequence[bool]) -> str:
+    if all(claims):
+        return "the large batch is sharper by both measures"
+    return "the large batch is sharper by one measure" if any(claims) else "it is not shown sharper"
+
+
+def _worse(finding: Finding) -> str:
+    if finding.as_claimed:
+        return "generalizes worse"
+    return "generalizes better" if finding.shown else "is not shown to generalize worse"
+
+
+def _where(noise: float, found: Comparison) -> str:
+    if noise:
+        return f"with {100 * noise:g} % wrong labels"
+    labels = "test_accuracy" in found.values
+    return "with clean labels" if labels else "on these data"
+
+
+def _row(found: Comparison, condition: str, key: str, reference: str) -> int:
+    """Return the number of the contrast of two arms, by their keys."""
+    names = {arm["key"]: arm["name"] for arm in found.spec["arms"]}
+    return found.contrasts.index(f"{condition}: {names[key]} / {names[reference]}")
+
+
+def _columns(found: Comparison, condition: str, measure: str) -> dict[str, Tensor]:
+    columns = {}
+    for arm in found.spec["arms"]:
+        i = found.groups.index(f"{condition}, {arm['name']}")
+        numbers = found.values[measure][i]
+        columns[arm["name"]] = torch.where(found.reached[i], numbers, torch.nan)
+    return columns
+
+
+def _mean_interval(numbers: Tensor, arithmetic: bool) -> tuple[float, float, float]:
+    one = torch.zeros_like(numbers) if arithmetic else torch.ones_like(numbers)
+    return (paired_difference if arithmetic else paired_ratio)(numbers, one)
+
+
+def _mean(numbers: Tensor, arithmetic: bool) -> float:
+    return float(numbers.nanmean()) if arithmetic else geometric_mean(numbers)
+
+
+def _shown(measure: str, number: float) -> str:
+    if measure == "updates":
+        return f"{number:,.0f}"
+    if measure == "train_loss":
+        return f"{number:.2e}"
+    return f"{number:.2f}" if measure in ARITHMETIC else f"{number:.3g}"
+
+
+def _interval(numbers: Sequence[float]) -> str:
+    estimate, low, high = numbers
+    if math.isnan(estimate):
+        return "unknown"
+    if math.isnan(low):
+        return f"{estimate:.2f} [unknown]"
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _wrapped(name: str) -> str:
+    return name.replace(", ", ",\n")
+
+
+def _least(found: Line) -> float:
+    return min(float(v.min()) for k, v in found.values.items() if k.endswith("loss"))
+
+
+def _most(found: Line) -> float:
+    finite = [v[torch.isfinite(v)] for k, v in found.values.items() if k.endswith("loss")]
+    return max(float(v.max()) for v in finite)

@@ -1,0 +1,87 @@
+"""Sharpness of minima: curvature, landscapes and what they say about generalization.
+
+The names below are imported at their first use (PEP 562), so ``import sharpness`` and
+``sharpness --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sharpness._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from sharpness import plots as plots
+    from sharpness.box_sharpness import epsilon_sharpness as epsilon_sharpness
+    from sharpness.comparison import (
+        compared as compared,
+        paired_difference as paired_difference,
+        paired_ratio as paired_ratio,
+    )
+    from sharpness.curvature import Dense as Dense, GaussNewton as GaussNewton, Hessian as Hessian
+    from sharpness.errors import ComputationError as ComputationError, InputError as InputError
+    from sharpness.lanczos import eigsh as eigsh
+    from sharpness.landscape import line as line
+    from sharpness.objective import Objective as Objective, accuracy as accuracy
+    from sharpness.problem import (
+        objective_of as objective_of,
+        read as read,
+        solution as solution,
+    )
+    from sharpness.results import (
+        Comparison as Comparison,
+        Eigenpairs as Eigenpairs,
+        Line as Line,
+        Run as Run,
+        Sharpness as Sharpness,
+        Solution as Solution,
+    )
+    from sharpness.store import load as load, save as save
+    from sharpness.training import TrainConfig as TrainConfig, train as train
+
+HOMES = {
+    "ComputationError": "errors",
+    "InputError": "errors",
+    # a model, its data and its loss
+    "Objective": "objective",
+    "accuracy": "objective",
+    "objective_of": "problem",
+    "read": "problem",
+    "solution": "problem",
+    # trainings
+    "TrainConfig": "training",
+    "train": "training",
+    # curvature
+    "Dense": "curvature",
+    "GaussNewton": "curvature",
+    "Hessian": "curvature",
+    "eigsh": "lanczos",
+    # landscapes and sharpness
+    "epsilon_sharpness": "box_sharpness",
+    "line": "landscape",
+    # comparisons
+    "compared": "comparison",
+    "paired_difference": "comparison",
+    "paired_ratio": "comparison",
+    # results and files
+    "Comparison": "results",
+    "Eigenpairs": "results",
+    "Line": "results",
+    "Run": "results",
+    "Sharpness": "results",
+    "Solution": "results",
+    "load": "store",
+    "save": "store",
+}
+MODULES = ("plots",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return import_module(f"sharpness.{name}")
+    if name not in HOMES:
+        raise AttributeError(f"module 'sharpness' has no attribute {name!r}")
+    return getattr(import_module(f"sharpness.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*HOMES, *MODULES, "__version__"])

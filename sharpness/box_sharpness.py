@@ -1,0 +1,244 @@
+"""Keskar's Metric 2.1: how far the loss rises in a small box around a solution.
+
+    phi = 100 (max f(x + y) - f(x)) / (1 + f(x)),  |y_i| <= b_i = epsilon (|x_i| + 1)
+
+after Keskar et al. (2017), Metric 2.1 with A = I. The maximum is approached from below, in the
+variables u = y / b on [-1, 1], by two methods: SciPy's L-BFGS-B (theirs), whose objective must be
+scaled with u or each step is some 1e-7 of the box, and whose tolerances must be zero or it stops
+where it starts; and the sign iteration u <- sign(gradient), Frank-Wolfe with unit steps, which
+climbs from vertex to vertex because a convex function has its maximum there.
+
+Letters: x = theta, n parameters, G = b * gradient(x).
+"""
+
+import math
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from sharpness.errors import ComputationError, InputError
+from sharpness.objective import Objective, Point, fingerprint
+from sharpness.results import Sharpness, Solution
+from sharpness.vectors import gaussian, uniform
+
+# A displacement of fewer units in the last place of a weight is rounded away.
+FEWEST_UNITS = 16
+
+
+def epsilon_sharpness(
+    objective: Objective,
+    point: Point | None = None,
+    *,
+    epsilon: float = 1e-3,
+    starts: int = 10,
+    sign_starts: int = 10,
+    iterations: int = 10,
+    seed: int = 0,
+    pieces: MutableMapping[str, Tensor] | None = None,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> Sharpness:
+    """Return the largest rise of the loss found in the box, in percent of 1 + loss.
+
+    The value is the best of all points that any start evaluated, so it is a lower bound of the
+    metric and never negative. Not invariant to rescalings of theta (Dinh et al. 2017).
+
+    Cost: about ``starts`` (1.2 ``iterations`` + 1) + ``sign_starts`` min(``iterations``, 5)
+    gradients.
+
+    Args:
+        point: The center, a Solution or theta of shape (n,). Default: the model as it came.
+        epsilon: Of the box; Keskar et al. use 1e-3 and 5e-4.
+        starts: Of L-BFGS-B, uniform in the box. One reaches the maximum of a hard small problem
+            in two cases of three, ten in practically all.
+        sign_starts: Of the sign iteration: the signs of the gradient at the center, then random
+            vertices.
+        iterations: Of one start at most; 10 in the paper.
+        seed: Of all random starts.
+        pieces: What each start found; those that are here are not run again.
+        progress: Called after each start.
+
+    Raises:
+        InputError: If epsilon is not positive or below the rounding of the weights, or there is
+            no start.
+        ComputationError: If the loss or its gradient at the center is not finite.
+
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> batches = [(torch.ones(1, 1).double(), torch.zeros(1, 1).double())]
+    >>> f = Objective(model, batches, torch.nn.functional.mse_loss)  # f = x^2, so that at x = 0
+    >>> found = epsilon_sharpness(f, torch.zeros(1).double(), epsilon=0.1)
+    >>> round(found.value, 9)  # phi = 100 epsilon^2
+    1.0
+    """
+    here = objective.at(objective.theta if point is None else point)
+    _require(epsilon, starts, sign_starts, iterations, here.theta)
+    box = _Box(objective, here, epsilon)
+    runs = [("L-BFGS-B", i) for i in range(starts)] + [("sign", i) for i in range(sign_starts)]
+    pieces = {} if pieces is None else pieces
+    found: list[Tensor] = []  # (n + 2,) each: rise, gradients, u
+    for done, (method, i) in enumerate(runs, start=1):
+        name = f"{method} {i}"
+        if name not in pieces:
+            climb = _Climb(box)
+            if method == "sign":
+                _sign_iteration(climb, _vertex(box, seed, i), iterations)
+            else:
+                _lbfgsb(climb, uniform(len(here.theta), seed, i).numpy(), iterations)
+            pieces[name] = torch.from_numpy(np.array([climb.best, climb.gradients, *climb.u]))
+        found.append(pieces[name])
+        if progress:
+            highest = max(float(piece[0]) for piece in found)
+            progress(done, len(runs), f"value {box.metric(highest):.4g}")
+    ends = torch.stack(found)  # (s, n + 2)
+    best = ends[ends[:, 0].argmax()]
+    displacement = box.displacement(best[2:])
+    maximum = float(objective.value(Solution(here.theta + displacement, here.buffers)))
+    if not maximum > box.loss:  # no start rose above the center: its maximum is the center itself
+        displacement, maximum = torch.zeros_like(displacement), box.loss
+    on_bounds = (ends[:, 2:].abs() >= 1).double().mean(dim=1)
+    return Sharpness(
+        value=box.metric(maximum - box.loss),
+        epsilon=float(epsilon),
+        loss=box.loss,
+        maximum=maximum,
+        first_order=box.metric(float(box.G.abs().sum())),
+        rounding=box.metric(torch.finfo(here.theta.dtype).eps * abs(maximum)),
+        sampling_error=box.metric(box.sampling_error(displacement)),
+        on_bounds=float((displacement.abs() >= box.b.to(displacement)).double().mean()),
+        gradients=1 + int(ends[:, 1].sum()),
+        displacement=displacement.cpu(),
+        start_values=box.metric(1.0) * ends[:, 0],
+        start_on_bounds=on_bounds,
+        start_gradients=ends[:, 1].long(),
+        start_signs=torch.tensor([method == "sign" for method, _ in runs]),
+        spec={
+            "algorithm": "epsilon_sharpness",
+            "epsilon": epsilon,
+            "starts": starts,
+            "sign_starts": sign_starts,
+            "iterations": iterations,
+            "seed": seed,
+            "point": fingerprint(here),
+            "objective": objective.spec,
+        },
+    )
+
+
+class _Box:
+    """The loss as a function of u on [-1, 1]^n, in float64 on the host, as SciPy wants it."""
+
+    def __init__(self, objective: Objective, here: Solution, epsilon: float) -> None:
+        self.objective, self.here = objective, here
+        self.b = epsilon * (here.theta.double().abs() + 1)  # (n,)
+        self.loss = float(objective.value(here))
+        _, slope = objective.value_and_gradient(here)
+        if not (math.isfinite(self.loss) and torch.isfinite(slope).all()):
+            raise ComputationError(
+                f"epsilon_sharpness needs a finite loss and gradient at the center, got a loss of "
+                f"{self.loss}: look at the solution"
+            )
+        self.G = self.b * slope.double()  # (n,)
+        steepest = float(self.G.abs().mean())
+        # Unscaled, the first step is the gradient itself: some 1e-7 of a box of size 1.
+        self.scale = max(1 / epsilon**2, 10 / steepest if steepest else 0.0)
+
+    def displacement(self, u: Tensor) -> Tensor:
+        """Return y = b u, shape (n,), in the dtype of theta."""
+        return (self.b * u.to(self.b.device)).to(self.here.theta)
+
+    def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        """Return f(x + b u) - f(x) and its gradient in u, shape (n,), from one pass."""
+        there = self.here.theta + self.displacement(torch.from_numpy(u))
+        value, slope = self.objective.value_and_gradient(Solution(there, self.here.buffers))
+        both = torch.cat([value.double()[None], self.b * slope.double()]).cpu().numpy()
+        return float(both[0]) - self.loss, both[1:]
+
+    def sampling_error(self, displacement: Tensor) -> float:
+        """Return the standard error of the rise at this displacement, over the examples."""
+        there = Solution(self.here.theta + displacement, self.here.buffers)
+
+        def rise(i: int, inputs: Any, targets: Tensor) -> Tensor:
+            f = self.objective.batch_loss
+            return f(there, inputs, targets).double() - f(self.here, inputs, targets).double()
+
+        with torch.no_grad():
+            return float(self.objective.sampling_error(rise))
+
+    def metric(self, rise: float) -> float:
+        """Return 100 rise / (1 + loss)."""
+        return 100 * rise / (1 + self.loss)
+
+
+@dataclass
+class _Climb:
+    """What one start has found: its best point so far, and at what cost."""
+
+    box: _Box
+    best: float = 0.0  # the center itself counts
+    gradients: int = 0
+    u: np.ndarray[Any, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.u = np.zeros(len(self.box.b))
+
+    def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        value, slope = self.box.rise(u)
+        self.gradients += 1
+        if value > self.best:  # false for NaN, which is no maximum
+            self.best, self.u = value, u.copy()
+        return value, slope
+
+
+def _lbfgsb(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> None:
+    scale = climb.box.scale
+
+    def descent(u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        value, slope = climb.rise(u)
+        return -scale * value, -scale * slope
+
+    minimize(
+        descent,
+        u,
+        method="L-BFGS-B",
+        jac=True,
+        bounds=[(-1.0, 1.0)] * len(u),
+        options={"maxiter": iterations, "ftol": 0.0, "gtol": 0.0, "maxls": 20},
+    )
+
+
+def _sign_iteration(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> None:
+    for _ in range(iterations):
+        _, slope = climb.rise(u)
+        following = np.where(slope == 0, u, np.sign(slope))
+        if np.array_equal(following, u) or not np.isfinite(slope).all():
+            return
+        u = following
+
+
+def _vertex(box: _Box, seed: int, i: int) -> np.ndarray[Any, Any]:
+    """Return the vertex of the i-th sign start: along the gradient, then at random."""
+    random = torch.where(gaussian(len(box.b), seed, i, like=box.b) < 0, -1.0, 1.0).double()
+    signs = torch.where(box.G == 0, random, box.G.sign()) if i == 0 else random
+    return signs.cpu().numpy()
+
+
+def _require(epsilon: float, starts: int, sign_starts: int, iterations: int, theta: Tensor) -> None:
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise InputError(
+            f"epsilon_sharpness needs epsilon above 0 and finite, got {epsilon}: change it"
+        )
+    finest = FEWEST_UNITS * torch.finfo(theta.dtype).eps
+    if epsilon < finest:
+        raise InputError(
+            f"epsilon_sharpness needs epsilon >= {finest:.1e} in {theta.dtype}, got {epsilon:.1e}, "
+            "which rounding of the weights would lose: raise it or use float64"
+        )
+    if min(starts, sign_starts) < 0 or starts + sign_starts < 1 or iterations < 1:
+        raise InputError(
+            f"epsilon_sharpness needs a start and an iteration, got starts={starts}, "
+            f"sign_starts={sign_starts}, iterations={iterations}: raise them"
+        )

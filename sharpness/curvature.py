@@ -1,0 +1,165 @@
+"""Curvature matrices of an Objective as symmetric operators on vectors of length n."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sharpness.errors import InputError
+from sharpness.objective import Inputs, Objective, Point, fingerprint
+from sharpness.results import Solution
+
+
+class Operator(Protocol):
+    """A symmetric map on vectors of shape (n,), n = size."""
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    spec: dict[str, Any]
+
+    def __matmul__(self, v: Tensor) -> Tensor: ...
+
+
+class Dense:
+    """An explicit symmetric matrix: the operator of tests and small problems."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.size = matrix, len(matrix)
+        self.dtype, self.device = matrix.dtype, matrix.device
+        self.spec: dict[str, Any] = {"operator": "Dense", "size": self.size}
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with v, shape (n,)."""
+        return self.matrix @ v
+
+
+class Curvature(ABC):
+    """A mean over examples of symmetric maps, one for each batch of an Objective, at theta.
+
+    Args:
+        point: Where, a Solution or theta of shape (n,). Default: the model as it came.
+        engine: ``cached`` builds the map of each batch once and keeps its graph; ``fresh``
+            builds it again for each product, in the memory of one batch.
+    """
+
+    def __init__(
+        self, objective: Objective, point: Point | None = None, *, engine: str = "cached"
+    ) -> None:
+        if engine not in ENGINES:
+            raise InputError(f"engine needs to be cached or fresh, got {engine!r}")
+        self.objective, self.engine = objective, engine
+        here = objective.at(objective.theta if point is None else point)
+        self.theta = here.theta.detach().requires_grad_()
+        self.point = Solution(self.theta, here.buffers)
+        self.size, self.dtype, self.device = len(self.theta), self.theta.dtype, self.theta.device
+        self.spec: dict[str, Any] = {
+            "operator": type(self).__name__,
+            "engine": engine,
+            "point": fingerprint(self.point),
+            "objective": objective.spec,
+        }
+        self._maps: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with v, shape (n,)."""
+        with torch.enable_grad():
+            return self.objective.mean(self._product(v))
+
+    def sampling_errors(self, vectors: Tensor) -> Tensor:
+        """Return the standard errors of v^T A v, shape (k,), for the rows v of vectors, (k, n).
+
+        They are those of the eigenvalues to first order (see ``Objective.sampling_error``), and
+        0 where the examples are all there are.
+
+        Cost: two products for each row, none for a whole data set.
+        """
+        spec = self.objective.spec
+        if spec.get("examples") == spec.get("of"):
+            return torch.zeros(len(vectors), dtype=torch.float64)
+
+        def quadratic(v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
+            product = self._product(v)
+            return lambda *batch: v @ product(*batch)
+
+        with torch.enable_grad():
+            errors = [self.objective.sampling_error(quadratic(v)) for v in vectors]
+        return torch.stack(errors).cpu()
+
+    def _product(self, v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
+        def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+            if i in self._maps:
+                return self._maps[i](v)
+            # Fused attention kernels have no second derivative (pytorch#116350).
+            with sdpa_kernel(SDPBackend.MATH):
+                batch_map = self.batch_map(inputs, targets)
+            if self.engine == "cached":
+                self._maps[i] = batch_map
+            return batch_map(v)
+
+        return product
+
+    @abstractmethod
+    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the map of one batch, a function from (n,) to (n,)."""
+
+
+class Hessian(Curvature):
+    """The second derivative of the loss in theta.
+
+    By double backward: forward over reverse fails on the mean of squares (pytorch#123996), and
+    a linearization costs more to build than the few products of an eigensolver give back.
+
+    Cost: about two gradients for a product, one more where the graph is not kept.
+
+    >>> X, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> f = Objective(model, [(X, y)], torch.nn.functional.mse_loss)
+    >>> Hessian(f) @ torch.ones(2)  # 2 / N X^T X = diag(1, 4)
+    tensor([1., 4.])
+    """
+
+    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v of one batch."""
+        loss = self.objective.batch_loss(self.point, inputs, targets)
+        slope = _vjp(loss, self.theta, create_graph=True)
+        return lambda v: _vjp(slope, self.theta, v)
+
+
+class GaussNewton(Curvature):
+    """J^T H J, with J the Jacobian of the outputs and H the Hessian of the loss in them.
+
+    Positive semidefinite for a convex loss; equal to the Hessian where the outputs are linear.
+
+    >>> X, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> f = Objective(model, [(X, y)], torch.nn.functional.mse_loss)
+    >>> GaussNewton(f) @ torch.ones(2)
+    tensor([1., 4.])
+    """
+
+    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> J^T H J v of one batch."""
+        z = self.objective.outputs(self.point, inputs)
+        u = torch.zeros_like(z, requires_grad=True)
+        Ju = _vjp(z, self.theta, u, create_graph=True)  # J^T u is linear in u: its vjp is J
+        leaf = z.detach().requires_grad_()
+        slope = _vjp(self.objective.loss_of_outputs(leaf, targets), leaf, create_graph=True)
+        return lambda v: _vjp(z, self.theta, _vjp(slope, leaf, _vjp(Ju, u, v)))
+
+
+ENGINES = ("cached", "fresh")
+OPERATORS: dict[str, type[Curvature]] = {"hessian": Hessian, "gauss-newton": GaussNewton}
+
+
+def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
+    """Return (dy / dx)^T v, zero where y does not depend on x; the graph of y is kept."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (product,) = torch.autograd.grad(
+        y, x, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )
+    return product

@@ -1,0 +1,530 @@
+"""From names to a model, data and a loss, and from a run back to its Objective.
+
+A name is one of ours or the user's ``module:function``. What a file names is never imported on
+the file's word: a name must have been given by the person in this process, as an argument or an
+option, or trusted with ``trust_spec``.
+"""
+
+import difflib
+import hashlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sharpness.data import (
+    DATA,
+    Part,
+    Split,
+    batches,
+    converted,
+    is_labels,
+    size,
+    split as split_source,
+    stratified,
+    take,
+    tensors,
+)
+from sharpness.errors import ComputationError, InputError
+from sharpness.models import MODELS
+from sharpness.objective import Measure, Objective, accuracy, named, on_device
+from sharpness.reading import read_checkpoint
+from sharpness.results import Run, Solution
+from sharpness.vectors import digest, flatten, unflatten
+
+LOSSES: dict[str, Measure] = {
+    "cross_entropy": nn.functional.cross_entropy,
+    "mse": nn.functional.mse_loss,
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SPLITS = ("train", "test")
+# Examples of one batch of an Objective: a constant, because another size rounds differently.
+MICRO_BATCH = 1024
+GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
+GIVEN: set[str] = set()  # the module:function names that the person gave in this process
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model where its training starts, its data and its loss: all that a training needs."""
+
+    model: nn.Module
+    data: Split
+    loss: Measure
+    metrics: dict[str, Measure]
+    spec: dict[str, Any]  # the SHA-256 and the numbers of examples of both parts
+
+
+def pose(
+    model: Any,
+    data: Any,
+    loss: Any,
+    *,
+    model_options: Mapping[str, Any] | None = None,
+    train_examples: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Problem:
+    """Return the problem of these names or objects.
+
+    Args:
+        model: One of ``MODELS``, ``module:function`` or such a function, called with
+            ``model_options`` under ``seed``; or a module, which is copied.
+        data: One of ``DATA``, ``module:function`` or such a function without arguments; or what
+            it would return (see ``data``).
+        loss: One of ``LOSSES``, ``module:function`` or such a function of (outputs, targets).
+
+    Raises:
+        InputError: If a name is unknown or what it names does not fit the others.
+    """
+    options = dict(model_options or {})
+    if dtype not in DTYPES:
+        raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
+    where = usable_device(device)
+    measure = resolve(loss, LOSSES, "loss")
+    source = resolve(data, DATA, "data")
+    parts = split_source(
+        _called(source, "data", data, {}) if callable(source) else source,
+        train_examples=train_examples,
+        label_noise=label_noise,
+        split_seed=split_seed,
+    )
+    parts = Split(
+        converted(parts.train, DTYPES[dtype]),
+        converted(parts.test, DTYPES[dtype]),
+        parts.train_index,
+        parts.test_index,
+    )
+    if isinstance(model, str) and model in MODELS:
+        options = {"inputs": _example_shape(parts.train), "outputs": _outputs(parts), **options}
+    builder = resolve(model, MODELS, "model")
+    with torch.random.fork_rng():  # the user's own random state stays as it is
+        torch.manual_seed(seed)
+        module = builder if isinstance(builder, nn.Module) else None
+        module = deepcopy(module) if module else _called(builder, "model", model, options)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"model needs a torch.nn.Module, got a {type(module).__name__} from "
+            f"{_shown(model)}: return the network"
+        )
+    module = module.to(device=where, dtype=DTYPES[dtype])
+    metrics = _fit(module, parts, measure)
+    return Problem(
+        model=module,
+        data=parts,
+        loss=measure,
+        metrics=metrics,
+        spec={
+            "train_sha256": digest(*tensors(parts.train)),
+            "test_sha256": digest(*tensors(parts.test)),
+            "train_examples": size(parts.train),
+            "test_examples": size(parts.test),
+        },
+    )
+
+
+def objective_of(
+    run: Run,
+    *,
+    split: str = "train",
+    examples: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    micro_batch: int = MICRO_BATCH,
+    model: Any = None,
+    data: Any = None,
+    loss: Any = None,
+    trust_spec: bool = False,
+) -> Objective:
+    """Return the loss of a run on one part of its data, at the run's end.
+
+    Args:
+        split: ``train`` or ``test``.
+        examples: Take a stratified sample of that many, drawn from ``seed``. Default: all.
+        dtype: ``float32`` or ``float64``. Default: that of the run.
+        device: Default: that of the run.
+        micro_batch: Examples of one batch; other sizes round differently.
+        model: What the run was made with, where that was an object or where the run came from a
+            file that names ``module:function``; likewise ``data`` and ``loss``.
+        trust_spec: Import what the run's file names; it can run any code.
+
+    Raises:
+        InputError: If the run's model or data cannot be had again, or are others than they were.
+
+    >>> from sharpness.training import TrainConfig, train
+    >>> run = train(TrainConfig(updates=1))
+    >>> f = objective_of(run, split="test")
+    >>> f.value(run.end) == run.history["test_loss"][-1]
+    tensor(True)
+    """
+    if split not in SPLITS:
+        raise InputError(f"split needs to be train or test, got {split!r}: choose one of them")
+    if micro_batch < 1:
+        raise InputError(f"micro_batch needs to be at least 1, got {micro_batch}: raise it")
+    record = run.spec["train"]
+    given = {"model": model, "data": data, "loss": loss}
+    names = {key: record[key] if value is None else value for key, value in given.items()}
+    for key, value in names.items():
+        _require_given(key, value, explicit=given[key] is not None or trust_spec)
+    problem = pose(
+        **names,
+        model_options=record["model_options"],
+        train_examples=record["train_examples"],
+        label_noise=record["label_noise"],
+        seed=record["seed"],
+        split_seed=record["split_seed"],
+        dtype=record["dtype"],
+        device=device or record["device"],
+    )
+    for name in SPLITS:
+        was, now = run.spec["data"][f"{name}_sha256"], problem.spec[f"{name}_sha256"]
+        if was != now:
+            raise InputError(
+                f"the {name} data need to be those of the run, SHA-256 {was[:12]}, got "
+                f"{now[:12]} from {_shown(names['data'])}: give the data that it was made with"
+            )
+    place(problem.model, run.end)
+    part = getattr(problem.data, split)
+    total = size(part)
+    if examples is not None:
+        chosen = stratified(part[1], examples, seed)
+        order = np.random.default_rng((seed, 2)).permutation(chosen)
+        part = take(part, torch.from_numpy(order))
+        # The scatter of the batches of a sample tells its error.
+        micro_batch = min(micro_batch, math.ceil(examples / GROUPS))
+    real = DTYPES.get(dtype or record["dtype"])
+    if real is None:
+        raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
+    return Objective(
+        problem.model.to(real),
+        batches(converted(part, real), micro_batch),
+        problem.loss,
+        metrics=problem.metrics,
+        spec={
+            "split": split,
+            "examples": size(part),
+            "of": total,
+            "sample_seed": None if examples is None else seed,
+            "micro_batch": micro_batch,
+            "data_sha256": problem.spec[f"{split}_sha256"],
+            "run": run.spec,
+        },
+    )
+
+
+def read(
+    checkpoint: str | Path,
+    *,
+    model: Any,
+    data: Any,
+    loss: Any,
+    model_options: Mapping[str, Any] | None = None,
+    train_examples: int | None = None,
+    label_noise: float = 0.0,
+    split_seed: int = 0,
+    dtype: str | None = None,
+    device: str = "cpu",
+) -> Run:
+    """Return a Run that ends at the weights of a checkpoint, a state dict saved by torch.save.
+
+    The options are those of a training, by which the weights came about; the dtype is by default
+    float64 where the checkpoint has such weights, and float32 otherwise.
+
+    Raises:
+        InputError: If there is no such file, or if its tensors are not those of the model.
+        ComputationError: If the file is damaged, or holds more than dense, finite tensors.
+    """
+    weights, sha256 = read_checkpoint(checkpoint)
+    options = dict(model_options or {})
+    if dtype is None:
+        double = any(tensor.dtype == torch.float64 for tensor in weights.values())
+        dtype = "float64" if double else "float32"
+    problem = pose(
+        model,
+        data,
+        loss,
+        model_options=options,
+        train_examples=train_examples,
+        label_noise=label_noise,
+        split_seed=split_seed,
+        dtype=dtype,
+        device=device,
+    )
+    _load(problem.model, weights, Path(checkpoint).name)
+    return Run(
+        start=None,
+        end=solution(problem.model),
+        checkpoints=[],
+        checkpoint_updates=torch.zeros(0, dtype=torch.int64),
+        history={},
+        optimizer={},
+        train_index=problem.data.train_index,
+        test_index=problem.data.test_index,
+        updates=0,
+        stopped="read",
+        spec={
+            "algorithm": "read",
+            "checkpoint": {"name": Path(checkpoint).name, "sha256": sha256},
+            "train": {
+                "model": _shown(model),
+                "model_options": options,
+                "data": _shown(data),
+                "loss": _shown(loss),
+                "train_examples": train_examples,
+                "label_noise": label_noise,
+                "seed": 0,
+                "split_seed": split_seed,
+                "dtype": dtype,
+                "device": device,
+            },
+            "data": problem.spec,
+        },
+    )
+
+
+def solution(model: nn.Module) -> Solution:
+    """Return the point where a model in memory stands, a copy.
+
+    >>> solution(torch.nn.BatchNorm1d(2)).theta
+    tensor([1., 1., 0., 0.])
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError("a solution needs trainable parameters, got none: set requires_grad")
+    kept = model.state_dict(keep_vars=True)
+    rest: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    rest |= {name: b for name, b in model.named_buffers() if name in kept}
+    return Solution(flatten(trainable), {name: x.detach().clone() for name, x in rest.items()})
+
+
+def place(model: nn.Module, point: Solution) -> None:
+    """Set the parameters and buffers of a model, in place.
+
+    Raises:
+        InputError: If the point is not one of this model.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    shapes = {name: p.shape for name, p in trainable.items()}
+    n = sum(shape.numel() for shape in shapes.values())
+    if n != len(point.theta):
+        raise InputError(
+            f"the model needs {n} trainable parameters, got a solution with {len(point.theta)}: "
+            "give the model that it belongs to"
+        )
+    values = {**unflatten(point.theta, shapes), **point.buffers}
+    targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in values.items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise InputError(
+                    f"the model needs the buffers of the solution, got none of shape "
+                    f"{tuple(value.shape)} as {name}: give the model that it belongs to"
+                )
+            targets[name].copy_(value)
+
+
+def resolve(value: Any, table: Mapping[str, Any], kind: str) -> Any:
+    """Return what a name stands for; an object stands for itself.
+
+    Raises:
+        InputError: If the name is neither in the table nor an importable ``module:function``.
+    """
+    if not isinstance(value, str):
+        return value
+    if value in table:
+        return table[value]
+    module_name, colon, name = value.partition(":")
+    if not (colon and module_name and name):
+        close = difflib.get_close_matches(value, table, 1)
+        raise InputError(
+            f"{kind} needs to be {', '.join(table)} or module:function, got {value!r}: "
+            + (f"did you mean {close[0]}?" if close else "choose one")
+        )
+    GIVEN.add(value)
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # a console script does not look where it was started
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{kind} needs a module that can be imported, got {value} and no module named "
+            f"{error.name}: look at the spelling and the working directory"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{kind} {value} failed while imported: {_located(error)}") from error
+    if not hasattr(found, name):
+        close = difflib.get_close_matches(name, dir(found), 1)
+        hint = f"did you mean {close[0]}?" if close else "look at the spelling"
+        raise InputError(f"{kind} needs a name in {module_name}, got {name}: {hint}")
+    return getattr(found, name)
+
+
+def source_digest(name: Any) -> str | None:
+    """Return the SHA-256 of the file that a ``module:function`` is in, None of other names."""
+    if not (isinstance(name, str) and ":" in name):
+        return None
+    module_name = name.partition(":")[0]
+    known = sys.modules.get(module_name)
+    origin = getattr(known, "__file__", None) if known else None
+    if origin is None:
+        found = find_spec(module_name)
+        origin = found.origin if found else None
+    return hashlib.sha256(Path(origin).read_bytes()).hexdigest() if origin else None
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"device needs to be like cpu or cuda:0, got {name!r}: change it"
+        ) from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device needs one that is here, got {name} and {torch.cuda.device_count()} CUDA "
+            "devices: use cpu"
+        )
+    if where.type not in ("cpu", "cuda"):
+        raise InputError(f"device needs to be cpu or cuda, got {name}: choose one of them")
+    return where
+
+
+def _require_given(key: str, value: Any, *, explicit: bool) -> None:
+    if not isinstance(value, str) or explicit:
+        return
+    if value.startswith("object "):
+        raise InputError(
+            f"the {key} of this run was an object in memory ({value[7:]}), which no file can keep: "
+            f"pass {key}="
+        )
+    if ":" in value and value not in GIVEN:
+        raise InputError(
+            f"the run's file names the {key} {value}, and importing it can run any code: give "
+            f"{key} {value} yourself, or trust the file with trust_spec"
+        )
+
+
+def _called(f: Callable[..., Any], kind: str, name: Any, options: dict[str, Any]) -> Any:
+    """Return f(**options); its own errors are told as the user's."""
+    if not callable(f):
+        raise InputError(f"{kind} needs a function, got a {type(f).__name__} as {_shown(name)}")
+    try:
+        inspect.signature(f).bind(**options)
+    except TypeError as error:
+        raise InputError(f"{kind} {_shown(name)} cannot be called so: {error}") from error
+    except ValueError:
+        pass  # a builtin without a signature
+    try:
+        return f(**options)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{kind} {_shown(name)} failed: {_located(error)}") from error
+
+
+def _located(error: BaseException) -> str:
+    """Return type, text and place of somebody else's error, in one line."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
+    return " ".join(f"{type(error).__name__} {error}{place}".split())
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"object {named(value)}"
+
+
+def _example_shape(part: Part) -> list[int]:
+    inputs = part[0]
+    if not isinstance(inputs, Tensor):
+        raise InputError("this model needs one input tensor, got several: give a model of your own")
+    return list(inputs.shape[1:])
+
+
+def _outputs(parts: Split) -> int:
+    targets = parts.train[1]
+    if is_labels(targets):
+        return int(max(targets.max(), parts.test[1].max())) + 1
+    return math.prod(targets.shape[1:])
+
+
+def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
+    """Try the model and the loss on two examples; return the metrics that have a meaning here."""
+    inputs, targets = take(parts.train, torch.arange(min(2, size(parts.train))))
+    probe = Objective(model, [(inputs, targets)], loss)
+    try:
+        with torch.no_grad():
+            outputs = probe.outputs(probe.theta, on_device(probe.theta.device, inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"the model rejects the inputs: {_located(error)}") from error
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"a model needs to return a tensor, got a {type(outputs).__name__}")
+    metrics: dict[str, Measure] = {}
+    if is_labels(targets) and outputs.ndim == 2:
+        labels = [parts.train[1], parts.test[1]]
+        low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
+        inside = low >= 0 and high < outputs.shape[1]
+        if loss is LOSSES["cross_entropy"] and not inside:
+            raise InputError(
+                f"cross_entropy needs a class for each output, 0 to {outputs.shape[1] - 1}, got "
+                f"{low} to {high}: change the targets or the model"
+            )
+        if inside and outputs.shape[1] > 1:
+            metrics = {"accuracy": accuracy}
+    try:
+        probe.value(probe.theta)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"the loss rejects outputs and targets: {_located(error)}") from error
+    return metrics
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], name: str) -> None:
+    """Load the weights: every one of the model, no other, of its shape and kind."""
+    wanted = model.state_dict()
+    problems = {
+        "is missing": [k for k in wanted if k not in weights],
+        "is not in the model": [k for k in weights if k not in wanted],
+    }
+    for what, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(f"{name} needs the tensors of the model: {keys[0]}{more} {what}")
+    for key, value in weights.items():
+        want = wanted[key]
+        if value.shape != want.shape:
+            raise InputError(
+                f"{name} needs the shapes of the model: {key} is {tuple(value.shape)}, the model "
+                f"has {tuple(want.shape)}"
+            )
+        if value.is_floating_point() != want.is_floating_point() or value.is_complex():
+            raise InputError(
+                f"{name} needs the kinds of the model: {key} is {value.dtype}, the model has "
+                f"{want.dtype}"
+            )
+        if not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise ComputationError(f"{name} needs finite weights: {key} holds {bad} that are not")
+    model.load_state_dict(weights)

@@ -1,0 +1,120 @@
+"""What the algorithms return: frozen records of arrays, numbers and words, nothing else.
+
+The names in ``Annotated`` are the axes of an array, which ``store`` writes as HDF5 dimensions;
+an axis named like a field has that field as its coordinate. Each ``spec`` is a tree of JSON
+values that says what computed the result, from which operator, objective or run, with which
+options.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A point of parameter space, and what else the model's function depends on there."""
+
+    theta: Tensor  # (n,)  the trainable parameters
+    buffers: dict[str, Tensor]  # by name: running means and the like, and frozen parameters
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training from its start to its end, or a checkpoint of somebody's, which has but an end."""
+
+    start: Solution | None
+    end: Solution
+    checkpoints: list[Solution]  # where the training loss first met each of the levels asked for
+    checkpoint_updates: Annotated[Tensor, "checkpoint"]  # (c,)  updates done there
+    # (r,) each: updates, examples seen, train_loss, test_loss and, for a classifier, train_right
+    # and test_right, the integer counts of right answers
+    history: Annotated[dict[str, Tensor], "row"]
+    optimizer: dict[str, Tensor]  # its state at the end, (n,) in the order of theta, and the steps
+    train_index: Annotated[Tensor, "train_example"]  # (N,)  which examples of the data set
+    test_index: Annotated[Tensor, "test_example"]
+    updates: int
+    stopped: str  # "stop_loss", "epochs", "updates", or "read" for a checkpoint
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenpairs of a symmetric operator, in the order that was asked for."""
+
+    values: Annotated[Tensor, "pair"]  # (k,)
+    vectors: Annotated[Tensor, "pair", "parameter"]  # (k, n)  orthonormal rows
+    residuals: Annotated[Tensor, "pair"]  # (k,)  |A v - lambda v|
+    # (k,)  standard errors as estimates for the data that the examples sample; 0 if they are all
+    sampling_errors: Annotated[Tensor, "pair"]
+    orthogonality: float  # largest entry of |V V^T - I|
+    converged: Annotated[Tensor, "pair"]  # (k,)  bool: residual within tol, and check complete
+    products: int  # operator-vector products until the pairs converged
+    check_products: int  # products after that, to look for repeated eigenvalues
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Loss and metrics at the points (1 - alpha) start + alpha end."""
+
+    alphas: Annotated[Tensor, "alphas"]  # (p,)  0 is the start, 1 the end
+    values: Annotated[dict[str, Tensor], "alphas"]  # (p,) each, such as "train_loss"
+    distance: float  # |end - start|, so that alpha times it is a length in parameter space
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Keskar's Metric 2.1: the largest rise of the loss in a box, in percent of 1 + loss.
+
+    The value is a lower bound of the maximum: the best of all points that were tried.
+    """
+
+    value: float  # 100 (maximum - loss) / (1 + loss)
+    epsilon: float  # the box is |y_i| <= epsilon (|theta_i| + 1)
+    loss: float  # at the center
+    maximum: float  # the loss at center + displacement
+    first_order: float  # the same metric of the linear model of the loss, from its gradient
+    rounding: float  # one unit in the last place of the maximum, as a value of the metric
+    sampling_error: float  # of the value, as an estimate for the data that the examples sample
+    on_bounds: float  # share of coordinates of the displacement that lie on the box
+    gradients: int  # evaluations of loss and gradient, over all starts
+    displacement: Annotated[Tensor, "parameter"]  # (n,)  the y that gives the maximum
+    start_values: Annotated[Tensor, "start"]  # (s,)  the value that each start reached
+    start_on_bounds: Annotated[Tensor, "start"]  # (s,)  share of coordinates on the box there
+    start_gradients: Annotated[Tensor, "start"]  # (s,)  int
+    start_signs: Annotated[Tensor, "start"]  # (s,)  bool: by sign iteration, else by L-BFGS-B
+    spec: dict[str, Any]
+
+    @property
+    def first_order_share(self) -> float:
+        """The part of the value that a loss linear in theta would have: near 1, no curvature."""
+        return self.first_order / self.value if self.value else float("nan")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number for each measure, group and seed, and contrasts of groups paired over seeds."""
+
+    groups: list[str]  # g names, such as "clean, LB 600"
+    seeds: Annotated[Tensor, "seeds"]  # (s,)
+    values: Annotated[dict[str, Tensor], "group", "seeds"]  # (g, s) each, NaN where unknown
+    reached: Annotated[Tensor, "group", "seeds"]  # (g, s) bool: met the training loss asked for
+    contrasts: list[str]  # c names, such as "clean: LB 600 against SB 8"
+    # (c, 3) each: estimate, low, high of the 95 % interval; NaN bounds with fewer than two pairs
+    ratios: Annotated[dict[str, Tensor], "contrast", "bound"]  # of positive measures
+    differences: Annotated[dict[str, Tensor], "contrast", "bound"]
+    pairs: Annotated[Tensor, "contrast"]  # (c,) int: seeds whose two runs both count
+    spec: dict[str, Any]
+
+
+Result = Run | Eigenpairs | Line | Sharpness | Comparison
+RESULTS: dict[str, type[Result]] = {
+    "Run": Run,
+    "Eigenpairs": Eigenpairs,
+    "Line": Line,
+    "Sharpness": Sharpness,
+    "Comparison": Comparison,
+}

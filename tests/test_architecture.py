@@ -1,0 +1,105 @@
+"""The import graph is the architecture: a module may use only lower layers."""
+
+import ast
+import subprocess
+import sys
+from inspect import ismodule
+from pathlib import Path
+
+import pytest
+
+import sharpness
+
+LAYERS = [
+    {"errors", "results", "vectors", "distributed"},
+    {"data", "models", "objective", "schedules", "reading", "store", "journal", "plots"},
+    {"problem", "curvature"},
+    {"training", "lanczos"},
+    {"spectrum", "directions"},
+    {"landscape", "paths", "box_sharpness", "perturbed", "stability", "flatness"},
+    {"measures"},
+    {"comparison"},
+]
+# These see results, never a model.
+LEAVES = {
+    name: {"_version", "errors", "results"} for name in ("reading", "store", "journal", "plots")
+}
+# A package that is used here is used nowhere else.
+HOMES = {
+    "h5py": {"store", "reading"},
+    "matplotlib": {"plots"},
+    "scipy.optimize": {"box_sharpness"},
+    "torch.distributed": {"distributed"},
+}
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names that a module of ``sharpness/`` imports, relative ones made absolute."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["sharpness"] * (node.level == 1) + ["."] * (node.level > 1)
+            home = ".".join([*parts, *filter(None, [node.module])])
+            names |= {f"{home}.{alias.name}" for alias in node.names}
+    return names
+
+
+def uses(source: str) -> set[str]:
+    """The modules of the library in them; ``sharpness`` itself is what lies above all layers."""
+    ours = [name.split(".") for name in imports(source)]
+    return {part[1] if len(part) > 1 else part[0] for part in ours if part[0] == "sharpness"}
+
+
+SOURCES = {path.stem: path.read_text() for path in Path("sharpness").glob("[!_]*.py")}
+
+
+def test_modules_import_only_lower_layers() -> None:
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    assert SOURCES.keys() <= rank.keys(), "a new module must be given a layer"
+    for module, source in SOURCES.items():
+        below = uses(source) - {"_version"}  # a literal
+        above = {used for used in below if rank.get(used, len(LAYERS)) >= rank[module]}
+        assert not above, (module, above)
+        assert uses(source) <= LEAVES.get(module, {*rank, "_version"}), module
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_each_heavy_package_has_one_home(package: str) -> None:
+    users = {
+        m for m, s in SOURCES.items() for name in imports(s) if f"{name}.".startswith(f"{package}.")
+    }
+    assert users <= HOMES[package]
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("import sharpness.store", {"store"}),
+        ("from sharpness import store", {"store"}),
+        ("from sharpness.store import save", {"store"}),
+        ("from . import store", {"store"}),
+        ("from .store import save", {"store"}),
+        ("import sharpness as sh", {"sharpness"}),
+        ("from sharpness import eigsh", {"eigsh"}),
+        ("def f():\n    from .cli import main", {"cli"}),
+        ("import torch", set()),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, used: set[str]) -> None:
+    assert uses(source) == used
+
+
+def test_the_package_and_its_names_wait_for_their_first_use() -> None:
+    code = "import sharpness, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in dir(sharpness):
+        value = getattr(sharpness, name)
+        assert getattr(value, "__name__", name).split(".")[-1] == name  # a dict has none
+
+
+def test_no_public_name_is_also_the_name_of_a_module() -> None:
+    # Once imported, the module would take the place of the function.
+    modules = {name for name in dir(sharpness) if ismodule(getattr(sharpness, name))}
+    assert SOURCES.keys() & set(dir(sharpness)) == modules
