@@ -1,6 +1,7 @@
 """What a comparison of small and large batches says: its table, its sentences, its figures."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,8 +37,8 @@ def summary(found: Comparison) -> str:
     lines = [
         f"Small batch against large batch at training loss {design['stop_loss']:g}: "
         f"{design['model']} on {design['data']}, {design['loss']}, {count} seed{'s' * (count > 1)}",
-        f"Claim: {CLAIM}",
-        f"Source: {SOURCE}",
+        *_wrapped(f"Claim: {CLAIM}", "  "),
+        *_wrapped(f"Source: {SOURCE}", "  "),
         "",
         *_groups(found),
         "",
@@ -45,7 +46,7 @@ def summary(found: Comparison) -> str:
         "",
         *_remarks(found),
         "Verdict",
-        *(f"- {finding.sentence}" for finding in check(found)),
+        *(line for finding in check(found) for line in _wrapped(f"- {finding.sentence}", "  ")),
     ]
     return "\n".join(lines)
 
@@ -54,6 +55,7 @@ def check(found: Comparison) -> list[Finding]:
     """Return the sentences that the intervals allow: one for each measure, the claim, the rate."""
     findings: list[Finding] = []
     outcomes: list[str] = []
+    whole = True
     for condition, noise in found.spec["conditions"].items():
         where = _where(noise, found)
         row = _row(found, condition, "lb", "sb")
@@ -63,13 +65,9 @@ def check(found: Comparison) -> list[Finding]:
             _generalization(where, found, row),
         ]
         findings += judged
-        sharper = [finding.as_claimed for finding in judged[:2]]
-        outcomes.append(
-            f"{where} {_sharper(sharper)} and {_worse(judged[2])}"
-            + (": as claimed" if all(sharper) and judged[2].as_claimed else ": not the whole claim")
-        )
-    whole = all(text.endswith(": as claimed") for text in outcomes)
-    findings.append(Finding(f"The claim: {'; '.join(outcomes)}.", whole, whole))
+        outcomes.append(f"{_holds([finding.as_claimed for finding in judged])} {where}")
+        whole = whole and all(finding.as_claimed for finding in judged)
+    findings.append(Finding(f"So the claim holds {', and '.join(outcomes)}.", whole, whole))
     findings.append(_rate(found))
     return findings
 
@@ -90,7 +88,7 @@ def sharpness_figure(found: Comparison) -> bytes:
             columns = _columns(found, condition, measure)
             arithmetic = measure in ARITHMETIC
             plots.paired(
-                {_wrapped(name): column for name, column in columns.items()},
+                {_stacked(name): column for name, column in columns.items()},
                 ax,
                 intervals=[_mean_interval(column, arithmetic) for column in columns.values()],
                 log=not arithmetic,
@@ -98,8 +96,8 @@ def sharpness_figure(found: Comparison) -> bytes:
             ax.set_ylabel(labels[measure])
         grid[i][0].set_title(_where(noise, found).capitalize(), loc="left", fontsize="medium")
     made.supxlabel(
-        f"points: seeds, lines join those of one seed; bars: mean and 95 % interval over "
-        f"{len(found.seeds)} seeds; training loss {found.spec['design']['stop_loss']:g}",
+        "batch size   (points: seeds, lines join those of one seed; bars: mean, geometric where the "
+        f"axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)",
         fontsize="small",
     )
     return plots.png(made)
@@ -115,9 +113,14 @@ def line_figure(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> bytes:
     for i, condition in enumerate(rows):
         for j, (name, found) in enumerate(lines[condition]):
             ax = axes[i][j]
-            plots.line(found, ax, legend=i == j == 0)
+            plots.line(found, ax, legend=False)
             ax.set_ylim(lowest / 1.5, highest * 1.5)
-            ax.set_title(f"{condition}: {name}", fontsize="medium", loc="left")
+            ax.set_title(f"{condition}, seed 0: {_flat(name)}", fontsize="medium", loc="left")
+    handles = [h for ax in made.axes for h in ax.get_lines()]
+    known = {str(h.get_label()): h for h in handles if not str(h.get_label()).startswith("_")}
+    made.legend(
+        known.values(), known.keys(), loc="outside upper center", ncols=len(known), fontsize="small"
+    )
     return plots.png(made)
 
 
@@ -128,8 +131,8 @@ def eigenvalue_figure(spectra: Mapping[str, Mapping[str, Eigenpairs]]) -> bytes:
     )
     for ax, (condition, arms) in zip(axes[0], spectra.items(), strict=True):
         for style, (name, pairs) in enumerate(arms.items()):
-            plots.eigenvalues(pairs, ax, label=name, style=style)
-        ax.set_title(condition, loc="left", fontsize="medium")
+            plots.eigenvalues(pairs, ax, label=_flat(name), style=style)
+        ax.set_title(f"{condition}, seed 0", loc="left", fontsize="medium")
     for ax in axes[0][1:]:
         ax.set_ylabel("")
     axes[0][0].legend(fontsize="small")
@@ -159,7 +162,7 @@ def _contrasts(found: Comparison) -> list[str]:
         "Metric 2.1": found.ratios["metric_2_1_ratio"],
     }
     if "test_accuracy_difference" in found.differences:
-        title = "gap in points: test accuracy of the second - of the first"
+        title = "gap = test accuracy of the one behind the stroke minus that of the one before it"
         columns["gap (points)"] = found.differences["test_accuracy_difference"]
     else:
         title = "and of the test loss"
@@ -170,7 +173,11 @@ def _contrasts(found: Comparison) -> list[str]:
     ]
     return [
         *_table(["", "pairs", *columns], rows),
-        f"Paired over seeds, with 95 % t-intervals: ratios of lambda_1 and Metric 2.1, {title}.",
+        *_wrapped(
+            "Paired over seeds, with 95 % t-intervals: ratios of lambda_1 and of Metric 2.1, "
+            f"{title}.",
+            "",
+        ),
     ]
 
 
@@ -222,7 +229,7 @@ def _generalization(where: str, found: Comparison, row: int) -> Finding:
 
 def _rate(found: Comparison) -> Finding:
     """Return the sentence on what the rate does at the large batch."""
-    scaled = found.spec["arms"][2]["name"].split("rate ")[-1]
+    times = found.spec["arms"][2]["learning_rate"] / found.spec["arms"][1]["learning_rate"]
     parts, shown = [], False
     for condition, noise in found.spec["conditions"].items():
         row = _row(found, condition, "lb-sqrt", "lb")
@@ -233,22 +240,23 @@ def _rate(found: Comparison) -> Finding:
             shown |= clear
             note = "" if clear else " (no effect shown)"
             effects.append(f"{what} by {_interval(numbers)}{note}")
-        parts.append(f"{_where(noise, found)} {' and '.join(effects)}")
+        parts.append(f"{' and '.join(effects)} {_where(noise, found)}")
     return Finding(
-        f"The rate, {scaled} at the same large batch, multiplies {'; '.join(parts)}.", shown, shown
+        f"At the same large batch, {times:.2f} times the rate multiplies {'; '.join(parts)}"
+        + (": batch size alone does not set the sharpness." if shown else "."),
+        shown,
+        shown,
     )
 
 
-def _sharper(claims: Sequence[bool]) -> str:
-    if all(claims):
-        return "the large batch is sharper by both measures"
-    return "the large batch is sharper by one measure" if any(claims) else "it is not shown sharper"
-
-
-def _worse(finding: Finding) -> str:
-    if finding.as_claimed:
-        return "generalizes worse"
-    return "generalizes better" if finding.shown else "is not shown to generalize worse"
+def _holds(claims: Sequence[bool]) -> str:
+    """Return how much of the claim holds: of lambda_1, Metric 2.1 and generalization."""
+    *sharper, worse = claims
+    if all(sharper):
+        return "as a whole" if worse else "for the sharpness but not for the generalization"
+    parts = [what for what, ok in zip(("lambda_1", "Metric 2.1"), sharper, strict=True) if ok]
+    parts += ["the generalization"] if worse else []
+    return f"for {' and '.join(parts)} alone" if parts else "in no part"
 
 
 def _where(noise: float, found: Comparison) -> str:
@@ -310,8 +318,17 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _wrapped(name: str) -> str:
-    return name.replace(", ", ",\n")
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 100, subsequent_indent=indent)
+
+
+def _flat(name: str) -> str:
+    return name.replace(" x", " \u00d7")
+
+
+def _stacked(name: str) -> str:
+    """Return an arm's name in two lines, for an axis."""
+    return name.replace(", ", ",\n").replace(" x", " \u00d7")
 
 
 def _least(found: Line) -> float:

@@ -158,7 +158,9 @@ class _Box:
         return float(both[0]) - self.loss, both[1:]
 
     def sampling_error(self, displacement: Tensor) -> float:
-        """Return the standard error of the rise at this displacement, over the examples."""
+        """Return the standard error of the rise at this displacement; 0 if the data are whole."""
+        if not self.objective.is_sample:
+            return 0.0
         there = Solution(self.here.theta + displacement, self.here.buffers)
 
         def rise(i: int, inputs: Any, targets: Tensor) -> Tensor:

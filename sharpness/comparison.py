@@ -54,8 +54,9 @@ def paired_ratio(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     Raises:
         InputError: If a number is not positive.
 
-    >>> [round(x, 4) for x in paired_ratio(torch.tensor([2.0, 8.0]), torch.ones(2))]
-    [4.0, 0.0006, 26747.9987]
+    >>> ratios = torch.tensor([2.0, 4.0, 8.0])  # 4 times 2^-1, 2^0, 2^1
+    >>> [round(x, 2) for x in paired_ratio(ratios, torch.ones(3))]  # 2^(2 -+ 4.3027 / sqrt(3))
+    [4.0, 0.71, 22.38]
     """
     for numbers in (a, b):
         if (numbers <= 0).any():

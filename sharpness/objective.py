@@ -168,21 +168,22 @@ class Objective:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
         return mean_over_ranks(total, count)
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether the examples are a sample of the data, as the spec says."""
+        return bool(self.spec.get("examples") != self.spec.get("of"))
+
     def sampling_error(self, f: Callable[[int, Inputs, Tensor], Tensor]) -> Tensor:
-        """Return the standard error of ``mean(f)`` as an estimate for the data that this samples.
+        """Return the standard error of ``mean(f)``, of a sample, as an estimate for all the data.
 
         From the scatter of the batches, which hold a sample in random order, with the correction
-        for a finite population: 0 where the data are no sample, NaN for a sample in one batch.
+        for a finite population; NaN where there is but one batch.
         """
         x = self.mean(lambda *batch: f(*batch).double())
-        examples, total = self.spec.get("examples", 1), self.spec.get("of", 1)
-        if examples == total:
-            return torch.zeros_like(x)
         scatter = self.mean(lambda *batch: (f(*batch).double() - x).square())
-        groups = len(self.batches) if isinstance(self.batches, Sized) else 1
-        if groups == 1:
-            return torch.full_like(x, torch.nan)
-        return (scatter / (groups - 1) * (1 - examples / total)).sqrt()
+        batches = len(self.batches) if isinstance(self.batches, Sized) else 1
+        left = 1 - self.spec["examples"] / self.spec["of"]  # of the data, not in the sample
+        return (scatter / (batches - 1) * left).sqrt() if batches > 1 else x * torch.nan
 
     def value(self, point: Point) -> Tensor:
         """Return the mean loss there, shape (), summed in float64."""

@@ -173,7 +173,9 @@ def _label_decades(ax: Axes, values: Tensor) -> None:
         return
     decades = float(known.max().log10() - known.min().log10())
     if decades < 2:
-        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        # Three labels at least: the fewer decades, the more of each.
+        subs = (1.0, 2.0, 5.0) if decades > 1 else (1.0, 2.0, 3.0, 5.0, 7.0)
+        ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     else:
         ax.yaxis.set_major_locator(LogLocator(base=10))

@@ -79,9 +79,7 @@ def load_as(path: str | os.PathLike[str], kind: type[R]) -> R:
     """
     found = load(path)
     if not isinstance(found, kind):
-        raise InputError(
-            f"{path} needs to hold a {kind.__name__}, but holds {type(found).__name__}"
-        )
+        raise InputError(f"{path} needs to hold {kind.__name__}, but holds {type(found).__name__}")
     return found
 
 

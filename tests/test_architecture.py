@@ -96,6 +96,8 @@ def test_the_package_and_its_names_wait_for_their_first_use() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in dir(sharpness):
         value = getattr(sharpness, name)
+        if name == "__version__":
+            continue
         assert getattr(value, "__name__", name).split(".")[-1] == name  # a dict has none
 
 

@@ -1,0 +1,271 @@
+"""A training is what its configuration says, to the last bit."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sharpness.data import digits, split
+from sharpness.errors import ComputationError, InputError
+from sharpness.problem import objective_of, solution
+from sharpness.results import Run
+from sharpness.training import OPTIMIZERS, TrainConfig, cpu_threads, resolved, train
+
+SMALL = TrainConfig(model_options={"widths": [8]}, train_examples=100, threads=1)
+
+
+def bits(run: Run) -> list[Tensor]:
+    start = [] if run.start is None else [run.start.theta]
+    return [*start, run.end.theta, *run.history.values(), *run.optimizer.values()]
+
+
+def test_the_same_seeds_give_the_same_bits() -> None:
+    config = replace(SMALL, batch_size=7, updates=30, label_noise=0.1, seed=3)
+    torch.manual_seed(1)
+    first = train(config)
+    torch.manual_seed(2)  # the global state is neither read
+    before = torch.get_rng_state()
+    second = train(config)
+    assert torch.equal(torch.get_rng_state(), before)  # nor changed
+    assert all(torch.equal(a, b) for a, b in zip(bits(first), bits(second), strict=True))
+    assert first.spec == second.spec
+
+
+@pytest.mark.parametrize("changed", ["seed", "order_seed", "split_seed"])
+def test_each_seed_changes_its_own_part_alone(changed: str) -> None:
+    base = replace(SMALL, batch_size=50, updates=1, label_noise=0.2, order_seed=0, split_seed=0)
+    one, other = train(base), train(replace(base, **{changed: 5}))
+    assert one.start is not None
+    assert other.start is not None
+    assert torch.equal(one.start.theta, other.start.theta) == (changed != "seed")
+    assert torch.equal(one.train_index, other.train_index) == (changed != "split_seed")
+    same_data = one.spec["data"]["train_sha256"] == other.spec["data"]["train_sha256"]
+    assert same_data == (changed != "split_seed")
+    assert not torch.equal(one.end.theta, other.end.theta)
+
+
+def test_order_and_split_follow_the_seed_by_default() -> None:
+    assert resolved(TrainConfig(seed=4)).order_seed == 4
+    assert resolved(TrainConfig(seed=4)).split_seed == 4
+    assert resolved(TrainConfig(seed=4, split_seed=0)).split_seed == 0
+
+
+def by_hand(config: TrainConfig, optimizer: Any) -> Tensor:
+    """The same training as a plain loop: shuffled epochs of ragged batches."""
+    parts = split(digits(), train_examples=100, split_seed=0)
+    x, y = parts.train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    steps = optimizer(model.parameters())
+    for epoch in range(2):
+        order = np.random.default_rng((0, epoch)).permutation(100)
+        for i in range(0, 100, config.batch_size):
+            chosen = torch.from_numpy(order[i : i + config.batch_size])
+            steps.zero_grad()
+            nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+            steps.step()
+    return solution(model).theta
+
+
+@pytest.mark.parametrize(
+    ("options", "optimizer"),
+    [
+        ({}, lambda p: torch.optim.Adam(p, lr=1e-3)),
+        (
+            {"learning_rate": 1e-2, "weight_decay": 0.1},
+            lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
+        ),
+        (
+            {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        ),
+    ],
+    ids=["adam", "adam with decay", "sgd"],
+)
+def test_training_is_the_plain_loop(options: dict[str, Any], optimizer: Any) -> None:
+    config = replace(SMALL, batch_size=30, epochs=2, **options)  # 30, 30, 30 and 10
+    run = train(config)
+    assert (run.updates, run.stopped) == (8, "epochs")
+    # The fused update rounds otherwise: some 1e-7 of each of eight steps of at most 0.1.
+    torch.testing.assert_close(run.end.theta, by_hand(config, optimizer), rtol=1e-5, atol=1e-6)
+
+
+def test_the_history_is_what_the_objective_says() -> None:
+    run = train(replace(SMALL, batch_size=25, updates=12, check_every=1))
+    assert run.history["update"].tolist() == [0, 4, 8, 12]
+    assert run.history["examples"].tolist() == [0, 100, 200, 300]
+    assert run.start is not None
+    for row, point in ((0, run.start), (-1, run.end)):
+        for part, total in (("train", 100), ("test", 1697)):
+            f = objective_of(run, split=part)
+            measured = f.evaluate(point)
+            assert run.history[f"{part}_loss"][row] == measured["loss"]
+            right = int(run.history[f"{part}_right"][row])
+            assert right == round(float(measured["accuracy"]) * total)
+            outputs = torch.cat([f.outputs(point, x) for x, _ in f.batches])
+            targets = torch.cat([y for _, y in f.batches])
+            assert right == int((outputs.argmax(dim=1) == targets).sum())
+    assert run.history["train_right"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_one_example_and_all_of_them_are_batches_too(batch_size: int) -> None:
+    run = train(replace(SMALL, batch_size=batch_size, epochs=1))
+    assert run.updates == 100 // batch_size
+    assert run.history["examples"].tolist() == [0, 100]
+
+
+def test_training_stops_at_the_first_look_at_or_below_the_goal() -> None:
+    goal = 0.8
+    losses: dict[int, float] = {}
+    config = replace(SMALL, batch_size=10, stop_loss=goal, learning_rate=3e-3)
+    looks: list[int] = []
+    run = train(config, progress=lambda done, total, state: looks.append(done))
+    assert run.stopped == "stop_loss"
+    assert run.history["train_loss"][-1] <= goal
+    assert looks[-1] == run.updates
+    for update in looks:
+        part = train(replace(config, stop_loss=None, updates=update))
+        losses[update] = float(part.history["train_loss"][-1])
+    assert all(losses[update] > goal for update in looks[:-1])
+    # Every 10 updates, every 2 once within twice the goal.
+    steps = dict(zip(looks, np.diff([*looks, looks[-1]]).tolist(), strict=True))
+    for update in looks[:-1]:
+        assert steps[update] == (2 if losses[update] <= 2 * goal else 10)
+    assert looks[0] == 10
+    assert {2, 10} <= set(steps.values())
+
+
+def test_the_cap_ends_a_training_that_does_not_meet_its_goal() -> None:
+    run = train(replace(SMALL, stop_loss=1e-9, updates=3))
+    assert (run.updates, run.stopped) == (3, "updates")
+    assert run.history["update"][-1] == 3
+
+
+def test_a_training_without_an_end_gets_the_goal_and_the_cap() -> None:
+    default = resolved(TrainConfig())
+    assert (default.stop_loss, default.updates, default.epochs) == (1e-2, 20_000, None)
+    assert resolved(TrainConfig(epochs=3)).stop_loss is None
+    assert resolved(TrainConfig(updates=3)).stop_loss is None
+    assert resolved(TrainConfig(stop_loss=0.5)).updates == 20_000
+
+
+def test_checkpoints_are_kept_where_the_loss_first_meets_a_level() -> None:
+    config = replace(SMALL, batch_size=50, updates=60, learning_rate=1e-2)
+    run = train(replace(config, checkpoint_losses=[1.0, 2.0]))
+    assert len(run.checkpoints) == 2
+    first, second = run.checkpoint_updates.tolist()
+    assert first < second
+    f = objective_of(run)
+    for level, point, update in zip((2.0, 1.0), run.checkpoints, (first, second), strict=True):
+        assert f.value(point) <= level
+        assert torch.equal(train(replace(config, updates=update)).end.theta, point.theta)
+        before = train(replace(config, updates=update - 10)).history["train_loss"][-1]
+        assert before > level
+
+
+def test_the_state_of_the_optimizer_is_that_of_the_end() -> None:
+    run = train(replace(SMALL, updates=5))
+    n = len(run.end.theta)
+    assert run.optimizer.keys() == {"exp_avg", "exp_avg_sq", "step"}
+    assert run.optimizer["exp_avg"].shape == run.optimizer["exp_avg_sq"].shape == (n,)
+    assert set(run.optimizer["step"].tolist()) == {5.0}
+    # After one update, the average of the squares is 0.001 of the square of the average's tenfold.
+    one = train(replace(SMALL, updates=1)).optimizer
+    torch.testing.assert_close(one["exp_avg_sq"], 1e-3 * (10 * one["exp_avg"]).square())
+
+
+def test_a_parameter_without_gradient_has_a_blank_state() -> None:
+    class Half(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T  # without its bias
+
+    run = train(replace(SMALL, model=lambda: Half(64, 10), model_options={}, updates=2))
+    assert run.optimizer["exp_avg_sq"].shape == (650,)
+    assert not run.optimizer["exp_avg_sq"][640:].any()
+    assert run.optimizer["step"].tolist() == [2.0, 0.0]
+
+
+def test_a_module_is_trained_as_a_copy_from_where_it_stands() -> None:
+    model = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = train(replace(SMALL, model=model, model_options={}, batch_size=50, updates=2))
+    assert run.start is not None
+    assert torch.equal(run.start.theta, solution(model).theta)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(run.end.buffers["1.running_mean"], before["1.running_mean"])
+    assert run.spec["train"]["model"] == "object torch.nn.modules.container:Sequential"
+
+
+def test_frozen_parameters_stay_and_are_no_part_of_theta() -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    model[0].requires_grad_(False)
+    run = train(replace(SMALL, model=model, model_options={}, updates=2))
+    assert len(run.end.theta) == 90
+    assert torch.equal(run.end.buffers["0.weight"], model[0].weight)
+
+
+def test_regression_has_losses_and_no_right_answers() -> None:
+    x = torch.randn(40, 3)
+    data = ((x[:30], x[:30, :1]), (x[30:], x[30:, :1]))
+    config = TrainConfig(model_options={"widths": [4]}, data=data, loss="mse", batch_size=10)
+    run = train(replace(config, epochs=2, threads=1))
+    assert run.history.keys() == {"update", "examples", "train_loss", "test_loss"}
+
+
+def test_double_precision_is_trained_in_double_precision() -> None:
+    run = train(replace(SMALL, dtype="float64", updates=2))
+    assert run.end.theta.dtype == torch.float64
+    assert run.optimizer["exp_avg"].dtype == torch.float64
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    with cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batch_size": 0}, "batch_size needs to be a whole number of at least 1, got 0"),
+        ({"batch_size": 101}, "at most the 100 training examples, got 101"),
+        ({"batch_size": 2.5}, "batch_size .* got 2.5"),
+        ({"learning_rate": -1.0}, "learning_rate needs to be above 0 and finite, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate .* got nan"),
+        ({"stop_loss": float("inf")}, "stop_loss .* got inf"),
+        ({"weight_decay": -1.0}, "weight_decay needs to be at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay .* got nan"),
+        ({"momentum": 1.0}, "momentum needs to be at least 0 and below 1"),
+        ({"momentum": 0.9}, "adam has no momentum"),
+        ({"label_noise": 1.0}, "label_noise .* got 1"),
+        ({"epochs": 0}, "epochs .* got 0"),
+        ({"updates": -1}, "updates .* got -1"),
+        ({"check_every": 0}, "check_every .* got 0"),
+        ({"threads": 0}, "threads .* got 0"),
+        ({"seed": -1}, "seed .* at least 0, got -1"),
+        ({"seed": 2**63}, "seed .* got 9223372036854775808"),
+        ({"checkpoint_losses": [0.5, -1.0]}, "checkpoint_losses -1"),
+        ({"optimizer": "adan"}, r"one of adam, sgd, got 'adan'"),
+        ({"dtype": "float16"}, "one of float32, float64, got 'float16'"),
+    ],
+)
+def test_impossible_configurations_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        train(replace(SMALL, **options))
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_training() -> None:
+    with pytest.raises(ComputationError, match=r"finite loss, got nan after 10 updates"):
+        train(replace(SMALL, optimizer="sgd", learning_rate=1e30, updates=50, stop_loss=1e-2))
+
+
+def test_every_optimizer_lowers_the_loss() -> None:
+    for name in OPTIMIZERS:
+        run = train(replace(SMALL, optimizer=name, learning_rate=1e-2, epochs=3))
+        assert run.history["train_loss"][-1] < run.history["train_loss"][0]
