@@ -52,7 +52,7 @@ def command(run: str, **options: Any) -> None:
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
     answer(
         beside([opened_run], "eigs", options),
-        request("eigs", [opened_run], options),
+        request("eigs", {"run": opened_run}, options),
         options,
         lambda progress: eigsh(
             OPERATORS[options["operator"]](

@@ -39,7 +39,7 @@ def command(start: str, end: str, **options: Any) -> None:
     low, high, points = options["alphas"]
     answer(
         beside([a, b], "line", options),
-        request("line", [a, b], options),
+        request("line", {"start": a, "end": b}, options),
         options,
         lambda progress: line(
             {split: objective(a, {**options, "split": split}) for split in ("train", "test")},

@@ -60,7 +60,7 @@ def _command(name: str) -> click.Command:
             compute = partial(_compute, measure, opened_run, chosen, options)
             answer(
                 beside([opened_run], name, options),
-                request(f"measure {name}", [opened_run], options),
+                request(f"measure {name}", {"run": opened_run}, options),
                 options,
                 compute,
                 label=f"{name} {opened_run.path.stem}",

@@ -81,22 +81,29 @@ def device(name: str | None) -> str:
 def beside(sources: list[Source], kind: str, options: dict[str, Any]) -> Path:
     """Return the output: as given, or the inputs' names, the part if not train, and the kind."""
     if options["output"]:
-        return Path(options["output"])
+        path = Path(options["output"])
+        if path.exists() and any(path.samefile(source.path) for source in sources):
+            raise InputError(f"{path} is also an input: choose another output")
+        return path
     part = "" if options.get("split", "train") == "train" else f".{options['split']}"
     stem = "-".join(source.path.stem for source in sources)
     return sources[0].path.with_name(f"{stem}{part}.{kind}.h5")
 
 
-def request(command: str, sources: list[Source], options: dict[str, Any]) -> dict[str, Any]:
-    """Return what is asked for: the command, its options, and the SHA-256 of all inputs."""
+def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -> dict[str, Any]:
+    """Return what is asked for: the command, its options, and the SHA-256 of all inputs.
+
+    Args:
+        sources: By their part in the command.
+    """
     from sharpness.problem import source_digest
 
     left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec"}
     asked = {key: value for key, value in options.items() if key not in left_out}
     if "device" in asked:
         asked["device"] = device(asked["device"])
-    inputs: dict[str, str] = {source.path.name: source.sha256 for source in sources}
-    for source in sources:
+    inputs: dict[str, str] = {part: source.sha256 for part, source in sources.items()}
+    for source in sources.values():
         record = source.run.spec["train"]
         for key in ("model", "data", "loss"):
             name = source.names.get(key) or record[key]

@@ -230,7 +230,7 @@ class _Plan:
                     {
                         "command": "line",
                         "options": {"alphas": [-1, 2, 25]},
-                        "inputs": {**start.seal(), **end.seal()},
+                        "inputs": {"start": start.seal(), "end": end.seal()},
                     },
                     partial(_line, start, end),
                     self.overwrite,
@@ -318,7 +318,7 @@ class Training:
             lambda: train(self.config, progress=tell),
             self.overwrite,
         )
-        made = {**self.seal(), **self.inputs}
+        made = {"run": self.seal(), **self.inputs}
         _stored(
             Path(f"{self.stem}.eigs.h5"),
             {"command": "eigs", "options": {"k": self.ranks}, "inputs": made},
@@ -336,9 +336,9 @@ class Training:
             self.overwrite,
         )
 
-    def seal(self) -> dict[str, str | None]:
-        """Return the SHA-256 of the run's file by its name."""
-        return {f"{Path(self.stem).name}.h5": seal_of(f"{self.stem}.h5")}
+    def seal(self) -> str | None:
+        """Return the SHA-256 of the run's file."""
+        return seal_of(f"{self.stem}.h5")
 
     def objective(self) -> Any:
         """Return the loss on the training part, at the end of the run."""

@@ -96,8 +96,8 @@ def sharpness_figure(found: Comparison) -> bytes:
             ax.set_ylabel(labels[measure])
         grid[i][0].set_title(_where(noise, found).capitalize(), loc="left", fontsize="medium")
     made.supxlabel(
-        "batch size   (points: seeds, lines join those of one seed; bars: mean, geometric where the "
-        f"axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)",
+        "batch size   (points: seeds, lines join those of one seed; bars: mean, geometric where "
+        f"the axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)",
         fontsize="small",
     )
     return plots.png(made)

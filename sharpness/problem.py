@@ -10,7 +10,8 @@ import hashlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -111,8 +112,7 @@ def pose(
     if isinstance(model, str) and model in MODELS:
         options = {"inputs": _example_shape(parts.train), "outputs": _outputs(parts), **options}
     builder = resolve(model, MODELS, "model")
-    with torch.random.fork_rng():  # the user's own random state stays as it is
-        torch.manual_seed(seed)
+    with seeded(seed, where):
         module = builder if isinstance(builder, nn.Module) else None
         module = deepcopy(module) if module else _called(builder, "model", model, options)
     if not isinstance(module, nn.Module):
@@ -134,6 +134,18 @@ def pose(
             "test_examples": size(parts.test),
         },
     )
+
+
+@contextmanager
+def seeded(seed: int, where: torch.device) -> Iterator[None]:
+    """Let torch draw from ``seed`` meanwhile; the user's own random state stays as it is."""
+    devices = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def objective_of(
@@ -473,13 +485,21 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     """Try the model and the loss on two examples; return the metrics that have a meaning here."""
     inputs, targets = take(parts.train, torch.arange(min(2, size(parts.train))))
     probe = Objective(model, [(inputs, targets)], loss)
+    where = probe.theta.device
     try:
-        with torch.no_grad():
-            outputs = probe.outputs(probe.theta, on_device(probe.theta.device, inputs))
+        with torch.no_grad(), seeded(0, where):
+            outputs, again = (
+                probe.outputs(probe.theta, on_device(where, inputs)) for _ in range(2)
+            )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"the model rejects the inputs: {_located(error)}") from error
     if not isinstance(outputs, Tensor):
         raise InputError(f"a model needs to return a tensor, got a {type(outputs).__name__}")
+    if not torch.equal(outputs.nan_to_num(), again.nan_to_num()):
+        raise InputError(
+            "a model needs to give the same outputs twice in eval mode, got two different ones: "
+            "switch dropout and other noise off where self.training is false"
+        )
     metrics: dict[str, Measure] = {}
     if is_labels(targets) and outputs.ndim == 2:
         labels = [parts.train[1], parts.test[1]]

@@ -14,6 +14,7 @@ request: the command, its options and the inputs, by which a file that exists is
 was asked for. Names, bytes and dtypes only: nothing in a file can name code to run.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -142,6 +143,7 @@ def write(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False)
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
+    _clear(target)
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -156,6 +158,26 @@ def write(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False)
     directory = os.open(target.parent, os.O_RDONLY)  # a rename is on disk when its directory is
     os.fsync(directory)
     os.close(directory)
+
+
+def _clear(target: Path) -> None:
+    """Remove what a process that was killed in the middle of a write has left."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        process = partial.name.rpartition(".")[2]
+        if process.isdigit() and not _lives(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere there is no harmless signal to ask by
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _link(partial: Path, target: Path, data: bytes) -> None:

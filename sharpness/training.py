@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Objective, arguments, named, on_device
-from sharpness.problem import DTYPES, MICRO_BATCH, Problem, pose, solution
+from sharpness.problem import DTYPES, MICRO_BATCH, Problem, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.vectors import flatten
 
@@ -118,7 +118,9 @@ def train(
             f"batch_size needs to be at most the {examples} training examples, got "
             f"{config.batch_size}: lower it"
         )
-    with cpu_threads(config.threads):
+    where = next(problem.model.parameters()).device
+    # Dropout draws from torch's own generator, which is made ours meanwhile.
+    with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
         return _Training(config, problem).run(progress)
 
 

@@ -164,6 +164,32 @@ def test_the_value_grows_with_epsilon() -> None:
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("method", ["starts", "sign_starts"])
+def test_the_flattest_minimum_has_a_small_value_and_not_zero(method: str) -> None:
+    """A tolerance on the gradient would end L-BFGS-B where it starts."""
+    h, x = 1e-9 * numbers(3, 1, 2), numbers(0, 1, 2)
+    f = quadratic(h.diag(), torch.zeros(3).double(), x, 0.0)
+    want = 50 * float(h @ (1e-3 * (x.abs() + 1)).square())
+    one = {"starts": 0, "sign_starts": 0, method: 1}
+    assert epsilon_sharpness(f, **one).value == pytest.approx(want, rel=1e-9)
+
+
+def test_a_parameter_that_the_loss_does_not_use_stays_at_its_bound() -> None:
+    v = torch.cat([torch.randn(20), torch.zeros(20)]).double()  # one step to its signs is best
+    f = quadratic(v[:, None] * v, torch.zeros(40).double(), torch.randn(40).double(), 0.1)
+    found = epsilon_sharpness(f, starts=0, sign_starts=3)
+    assert found.start_gradients.max() > 1
+    assert found.start_on_bounds.tolist() == [1, 1, 1]
+
+
+def test_a_rise_that_is_but_rounding_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = quadratic(torch.eye(3).double(), torch.zeros(3).double(), numbers(0, 1, 2), 0.1)
+    monkeypatch.setattr(f, "value", lambda _: torch.tensor(0.1, dtype=torch.float64))
+    found = epsilon_sharpness(f)
+    assert (found.value, found.maximum) == (0, found.loss)
+    assert not found.displacement.any()
+
+
 def test_a_maximum_has_no_sharpness_and_that_is_no_error() -> None:
     f = quadratic(-torch.eye(3).double(), torch.zeros(3).double(), numbers(0, 1, 2), 5.0)
     found = epsilon_sharpness(f)

@@ -59,12 +59,12 @@ def test_the_geometric_mean_leaves_unknowns_out() -> None:
 
 
 def test_runs_that_missed_the_loss_leave_with_their_partners() -> None:
-    lambdas = {"SB": [1.0, 2.0, 3.0, 4.0], "LB": [2.0, 8.0, 6.0, 80.0]}
-    rights = {"SB": [90.0, 91.0, 92.0, 93.0], "LB": [89.0, 89.0, 91.0, 10.0]}
+    lambdas = {"SB": [1.0, 2.0, 3.0, 4.0, 90.0], "LB": [2.0, 8.0, 6.0, 80.0, 5.0]}
+    rights = {"SB": [90.0, 91.0, 92.0, 93.0, 5.0], "LB": [89.0, 89.0, 91.0, 10.0, 93.0]}
     found = compared(
         {"lambda_1": lambdas, "test_accuracy": rights},
-        {"SB": [True] * 4, "LB": [True, True, True, False]},
-        range(4),
+        {"SB": [True, True, True, True, False], "LB": [True, True, True, False, True]},
+        range(5),
         {"LB / SB": ("LB", "SB")},
         positive=["lambda_1"],
         spec={"recipe": "planted"},

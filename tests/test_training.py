@@ -201,6 +201,28 @@ def test_a_module_is_trained_as_a_copy_from_where_it_stands() -> None:
     assert run.spec["train"]["model"] == "object torch.nn.modules.container:Sequential"
 
 
+def test_dropout_draws_from_the_seed_of_the_order_alone() -> None:
+    same = (torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))  # no order of these matters
+    model = nn.Sequential(nn.Linear(4, 32), nn.Dropout(), nn.Linear(32, 2))
+    config = TrainConfig(model=model, data=(same, same), batch_size=8, updates=3, threads=1)
+    torch.manual_seed(1)
+    one, state = train(config), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(one.end.theta, train(config).end.theta)
+    assert not torch.equal(one.end.theta, train(replace(config, order_seed=1)).end.theta)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_that_stays_on_in_eval_mode_is_refused() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(x))
+
+    with pytest.raises(InputError, match="same outputs twice in eval mode"):
+        train(replace(SMALL, model=Noisy(64, 10), model_options={}, updates=1))
+
+
 def test_frozen_parameters_stay_and_are_no_part_of_theta() -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
     model[0].requires_grad_(False)

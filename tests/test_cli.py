@@ -1,0 +1,857 @@
+"""What a user types, what it leaves on disk, and the one line that answers every wrong request."""
+
+import importlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from sharpness.cli import COMMANDS, main, sharpness as group
+
+import sharpness as sh
+from sharpness import problem
+from sharpness.training import cpu_threads
+
+Ask = Callable[..., tuple[int, str, str]]
+
+LINEAR = '--model-options={"widths": []}'  # softmax regression: 650 parameters
+SHORT = ("--updates=5", "--batch-size=600", "--threads=1", LINEAR)
+BROUGHT = ("--model=nets:build", "--data=nets:digits", "--loss=cross_entropy")
+REGRESSION = ("--model=nets:curve", "--data=nets:points", "--loss=nets:squares")
+FEW = ("--starts=1", "--sign-starts=1")
+ENDLESS = ("--stop-loss=1e-9", "--updates=10000000", "--threads=1")
+NETS = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sharpness.data import digits as images
+
+
+def build():
+    return nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10))
+
+
+def digits():
+    (inputs, targets), _ = images()
+    return (inputs[:100], targets[:100]), (inputs[100:200], targets[100:200])
+
+
+def loud():
+    print("so many digits")
+    return digits()
+
+
+def loader():
+    (inputs, targets), test = digits()
+    return DataLoader(TensorDataset(inputs, targets), shuffle=True), test
+
+
+def generator():
+    return (example for example in zip(*digits()[0])), digits()[1]
+
+
+def empty():
+    return (torch.zeros(0, 64), torch.zeros(0, dtype=torch.long)), digits()[1]
+
+
+def curve():
+    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def points():
+    x = torch.linspace(-1, 1, 30)[:, None]
+    return (x[::2], x[::2].sin()), (x[1::2], x[1::2].sin())
+
+
+def squares(outputs, targets):
+    return (outputs - targets).square().mean()
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with cpu_threads(1):
+        yield
+
+
+@pytest.fixture
+def ask(capfd: pytest.CaptureFixture[str]) -> Ask:
+    """Run a command in this process; its exit code, stdout and stderr."""
+
+    def asked(*args: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(arg) for arg in args])
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, *capfd.readouterr()
+
+    return asked
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, where nothing is known yet of a user's modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
+    """Be as a fresh process, to which nobody has named a module yet."""
+    sys.modules.pop("nets", None)
+    sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
+    problem.GIVEN.clear()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def nets(here: Path) -> Path:
+    (here / "nets.py").write_text(NETS)
+    return here
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of all kinds, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "nets.py").write_text(NETS)
+    with cpu_threads(1):
+        linear = {"model_options": {"widths": []}, "batch_size": 600, "updates": 5, "threads": 1}
+        runs = {
+            "sb": linear | {"batch_size": 60},
+            "lb": linear,
+            "split": linear | {"split_seed": 1},
+            "wide": linear | {"model_options": {"widths": [4]}},
+        }
+        for name, options in runs.items():
+            config = sh.TrainConfig(**options)
+            request = {"command": "train", "options": {"name": name}, "inputs": {}}
+            sh.save(folder / f"{name}.h5", sh.train(config), request=request)
+    whole = (folder / "sb.h5").read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes([whole[middle] ^ 1])
+    (folder / "flipped.h5").write_bytes(whole[:middle] + flipped + whole[middle + 1 :])
+    (folder / "text.pt").write_text("no weights\n")
+    (folder / "folder.h5").mkdir()
+    net = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.Tanh(), torch.nn.Linear(4, 10))
+    torch.save(net.state_dict(), folder / "mine.pt")
+    torch.nn.init.constant_(net[0].bias, float("nan"))
+    torch.save(net.state_dict(), folder / "nan.pt")
+    return folder
+
+
+@pytest.fixture
+def files(made: Path, here: Path) -> Path:
+    shutil.copytree(made, here, dirs_exist_ok=True)
+    return here
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def stamp(path: Path) -> tuple[bytes, int, int]:
+    return path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
+
+
+def same(a: Any, b: Any) -> bool:
+    if is_dataclass(a) and type(a) is type(b):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+def the_line(err: str) -> str:
+    """The one line of an error, without its head."""
+    head = "sharpness: error: "
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith(head)
+    return lines[0].removeprefix(head)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command, with the words that call it."""
+    todo: list[tuple[str, click.Command]] = [("", group)]
+    while todo:
+        words, command = todo.pop()
+        yield words, command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                todo.append((f"{words} {name}".strip(), below))
+
+
+# ---- the chain -----------------------------------------------------------------------------
+
+
+def test_the_chain_leaves_what_the_library_computes_beside_the_runs(here: Path, ask: Ask) -> None:
+    runs = here / "a b ü"
+    runs.mkdir()
+    sb, lb = runs / "sb.h5", runs / "lb.h5"
+    assert ask("train", *SHORT, "-o", sb)[0] == 0
+    assert ask("train", *SHORT, "--order-seed=1", "--learning-rate=0.01", "-o", lb)[0] == 0
+    assert ask("eigs", sb, "-k", "3")[0] == 0
+    assert ask("eigs", "--split", "test", sb, "-k", "2", "--which", "SA")[0] == 0
+    assert ask("line", sb, lb, "--alphas=-1:2:4")[0] == 0
+    assert ask("measure", "epsilon-sharpness", sb, lb, *FEW)[0] == 0
+    analyses = ["sb.eigs", "sb.test.eigs", "sb-lb.line", "sb.epsilon-sharpness"]
+    names = {f"{name}.h5" for name in ("sb", "lb", *analyses, "lb.epsilon-sharpness")}
+    assert contents(runs).keys() == names
+
+    config = sh.TrainConfig(
+        model_options={"widths": []}, batch_size=600, updates=5, threads=torch.get_num_threads()
+    )
+    run = sh.train(config)
+    assert same(sh.load(sb), run)
+    f, other = sh.objective_of(run), sh.objective_of(run, split="test")
+    end = sh.load(lb).end
+    alphas = torch.tensor([-1, 0, 1, 2], dtype=torch.float64)
+    wanted = [
+        sh.eigsh(sh.Hessian(f), 3),
+        sh.eigsh(sh.Hessian(other), 2, which="SA"),
+        sh.line({"train": f, "test": other}, run.end, end, alphas=alphas),
+        sh.epsilon_sharpness(f, run.end, starts=1, sign_starts=1),
+    ]
+    for name, result in zip(analyses, wanted, strict=True):
+        assert same(sh.load(runs / f"{name}.h5"), result), name
+
+    for path in sorted(runs.iterdir()):
+        code, out, err = ask("show", path)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{path.name}: {type(sh.load(path)).__name__}\n")
+        assert "asked for by\n" in out
+
+
+def test_the_options_reach_the_library(files: Path, ask: Ask) -> None:
+    run = sh.load("sb.h5")
+    f = sh.objective_of(run, examples=64, dtype="float64", micro_batch=1, seed=3)
+    options = ("--examples=64", "--dtype=float64", "--micro-batch=1", "--seed=3")
+    how = ("--operator=gauss-newton", "--engine=fresh", "--which=LM", "--tol=1e-5", "--budget=90")
+    assert ask("eigs", "sb.h5", "-k2", *options, *how, "-o", "e.h5")[0] == 0
+    operator = sh.GaussNewton(f, engine="fresh")
+    pairs = sh.eigsh(operator, 2, which="LM", tol=1e-5, budget=90, seed=3)
+    assert same(sh.load("e.h5"), pairs)
+    box = ("--epsilon=5e-4", "--iterations=2")
+    assert ask("measure", "epsilon-sharpness", "sb.h5", *options, *FEW, *box, "-o", "m.h5")[0] == 0
+    found = sh.epsilon_sharpness(
+        f, run.end, epsilon=5e-4, starts=1, sign_starts=1, iterations=2, seed=3
+    )
+    assert same(sh.load("m.h5"), found)
+
+
+def test_json_is_one_document_and_alone_on_stdout(files: Path, ask: Ask) -> None:
+    calls = {
+        "Run": ["train", *SHORT, "-o", "x.h5"],
+        "Eigenpairs": ["eigs", "sb.h5", "-k2"],
+        "Line": ["line", "sb.h5", "lb.h5", "--alphas=-1e300:1:3"],
+        "Sharpness": ["measure", "epsilon-sharpness", "sb.h5", *FEW],
+    }
+    for kind, call in calls.items():
+        for again in (False, True):
+            code, out, err = ask(*call, "--json")
+            assert code == 0
+            assert json.loads(out, parse_constant=pytest.fail)["type"] == kind
+            assert err.startswith("already done" if again else "wrote")
+    assert json.loads(out)["value"] == sh.load("sb.epsilon-sharpness.h5").value
+    code, out, err = ask("show", "--json", "sb.eigs.h5")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["values"] == sh.load("sb.eigs.h5").values.tolist()
+
+
+def test_what_a_users_function_prints_does_not_get_into_the_json(nets: Path, ask: Ask) -> None:
+    code, out, err = ask("train", "--data=nets:loud", "--updates=1", "--json", "-o", "x.h5")
+    assert code == 0
+    assert json.loads(out)["type"] == "Run"
+    assert "so many digits" in err
+
+
+# ---- the same command again ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "output", "change", "named"),
+    [
+        (
+            ["train", *SHORT, "-o", "x.h5"],
+            "x.h5",
+            ["--weight-decay=0.1"],
+            "weight_decay 0.0 there, 0.1 asked for",
+        ),
+        (["eigs", "sb.h5", "-k2"], "sb.eigs.h5", ["-k3"], "k 2 there, 3 asked for"),
+        (
+            ["line", "sb.h5", "lb.h5", "--alphas=0:1:3"],
+            "sb-lb.line.h5",
+            ["--alphas=0:1:4"],
+            "alphas [0.0, 1.0, 3] there, [0.0, 1.0, 4] asked for",
+        ),
+        (
+            ["measure", "epsilon-sharpness", "sb.h5", *FEW],
+            "sb.epsilon-sharpness.h5",
+            ["--epsilon=5e-4"],
+            "epsilon 0.001 there, 0.0005 asked for",
+        ),
+    ],
+)
+def test_a_request_is_answered_once_and_another_one_is_refused(
+    call: list[str], output: str, change: list[str], named: str, files: Path, ask: Ask
+) -> None:
+    _, first, _ = ask(*call)
+    path = files / output
+    before = stamp(path)
+    assert ask(*call) == (0, first, f"already done: {output}\n")
+    assert ask(*call, "--overwrite") == (0, first, f"already done: {output}\n")
+    assert stamp(path) == before
+    code, out, err = ask(*call, *change)
+    assert (code, out) == (2, "")
+    assert f"{output} holds the answer to another request ({named})" in the_line(err)
+    assert stamp(path) == before
+    code, out, err = ask(*call, *change, "--overwrite")
+    assert (code, err) == (0, f"wrote {output}\n")
+    assert stamp(path) != before
+    assert ask(*call)[0] == 2
+
+
+def test_a_run_that_was_replaced_is_another_request(files: Path, ask: Ask) -> None:
+    assert ask("eigs", "sb.h5", "-k2")[0] == 0
+    shutil.copy("lb.h5", "sb.h5")
+    code, _, err = ask("eigs", "sb.h5", "-k2")
+    assert code == 2
+    assert "another request" in the_line(err)
+
+
+def test_the_same_seeds_give_the_same_bytes_elsewhere(here: Path, ask: Ask) -> None:
+    for folder in ("one", "two"):
+        os.mkdir(folder)
+        sb, lb = f"{folder}/sb.h5", f"{folder}/lb.h5"
+        assert ask("train", *SHORT, "-o", sb)[0] == 0
+        assert ask("train", *SHORT, "--seed=1", "--split-seed=0", "-o", lb)[0] == 0
+        assert ask("eigs", sb, "-k2")[0] == 0
+        assert ask("line", sb, lb, "--alphas=0:1:3")[0] == 0
+        assert ask("measure", "epsilon-sharpness", sb, *FEW)[0] == 0
+    assert len(contents(here / "one")) == 5
+    assert contents(here / "one") == contents(here / "two")
+
+
+# ---- the user's own ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_plain_pytorch_is_studied_by_the_command_line_alone(
+    files: Path, ask: Ask
+) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.Tanh(), torch.nn.Linear(4, 10))
+    torch.save(net.state_dict(), "sb.pt")
+    assert ask("eigs", "sb.pt", "-k2", *BROUGHT)[0] == 0
+    assert ask("measure", "epsilon-sharpness", "sb.pt", *FEW, *BROUGHT)[0] == 0
+    assert ask("line", "sb.pt", "mine.pt", "--alphas=0:1:3", *BROUGHT)[0] == 0
+    (inputs, targets), test = importlib.import_module("nets").digits()
+    entropy = torch.nn.functional.cross_entropy
+    accuracy = {"accuracy": sh.accuracy}
+    parts = {"train": (inputs, targets), "test": test}
+    objectives = {k: sh.Objective(net, [v], entropy, metrics=accuracy) for k, v in parts.items()}
+    f = objectives["train"]
+    pairs, found = sh.eigsh(sh.Hessian(f), 2), sh.epsilon_sharpness(f, starts=1, sign_starts=1)
+    assert torch.equal(sh.load("sb.eigs.h5").values, pairs.values)
+    assert sh.load("sb.epsilon-sharpness.h5").value == found.value
+    line = sh.load("sb-mine.line.h5")
+    for name, objective in objectives.items():
+        for key, value in objective.evaluate(objective.theta).items():
+            assert line.values[f"{name}_{key}"][0] == value
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        (["train", "--updates=3", "-o", "x.h5"], BROUGHT),
+        (["eigs", "run.h5", "-k1"], BROUGHT[:2]),
+        (["eigs", "run.h5", "-k1"], ["--trust-spec"]),
+        (["eigs", "mine.pt", "-k1"], BROUGHT),
+        (["measure", "epsilon-sharpness", "mine.pt", *FEW], BROUGHT),
+    ],
+)
+def test_another_text_of_the_users_file_is_another_request(
+    call: list[str], given: list[str], files: Path, ask: Ask
+) -> None:
+    assert ask("train", *BROUGHT, "--updates=2", "-o", "run.h5")[0] == 0
+    forget()
+    assert ask(*call, *given)[0] == 0
+    forget()
+    code, _, err = ask(*call, *given)
+    assert (code, err.split(":")[0]) == (0, "already done")
+    forget()
+    Path("nets.py").write_text(NETS.replace("Tanh", "ReLU"))
+    code, out, err = ask(*call, *given)
+    assert (code, out) == (2, "")
+    assert "nets:build" in the_line(err)
+
+
+def test_a_regression_goes_through_all_commands_without_an_accuracy(nets: Path, ask: Ask) -> None:
+    printed = []
+    for name, seed in (("a", 0), ("b", 1)):
+        options = ("--batch-size=5", "--epochs=2", f"--seed={seed}", "-o", f"{name}.h5")
+        printed.append(ask("train", *REGRESSION, *options))
+    printed.append(ask("eigs", "a.h5", "-k2", *REGRESSION))
+    printed.append(ask("line", "a.h5", "b.h5", "--alphas=0:1:3", *REGRESSION))
+    printed.append(ask("measure", "epsilon-sharpness", "a.h5", *FEW, *REGRESSION))
+    names = ("a.h5", "a.eigs.h5", "a-b.line.h5", "a.epsilon-sharpness.h5")
+    printed.append(ask("show", *names))
+    printed.append(ask("show", "--json", "a.h5"))
+    assert [code for code, _, _ in printed] == [0] * len(printed)
+    said = " ".join(out + err for _, out, err in printed).lower()
+    assert "loss" in said
+    assert "accuracy" not in said
+    assert "right" not in said
+    assert "gap" not in said
+
+
+@pytest.mark.parametrize("forgotten", BROUGHT[:2])
+def test_what_a_run_file_names_is_imported_only_on_the_users_word(
+    forgotten: str, files: Path, ask: Ask
+) -> None:
+    assert ask("train", *BROUGHT, "--updates=2", "-o", "run.h5")[0] == 0
+    (files / "nets.py").write_text('open("imported", "w").close()\n' + NETS)
+    forget()
+    assert ask("show", "run.h5")[0] == 0
+    code, out, err = ask("eigs", "run.h5", "-k1")
+    assert (code, out) == (2, "")
+    assert "nets:build" in the_line(err)
+    assert not Path("imported").exists()
+    # One that is given says nothing of the other.
+    given = [option for option in BROUGHT[:2] if option != forgotten]
+    code, _, err = ask("eigs", "run.h5", "-k1", *given)
+    assert code == 2
+    assert forgotten.removeprefix("--").partition("=")[2] in the_line(err)
+    assert ask("eigs", "run.h5", "-k1", "--trust-spec")[0] == 0
+    assert Path("imported").exists()
+
+
+# ---- wrong requests ------------------------------------------------------------------------
+
+EIGS, LINE = ["eigs", "sb.h5"], ["line", "sb.h5", "lb.h5"]
+TRAIN = ["train", "-o", "x.h5", *SHORT]
+EPSILON = ["measure", "epsilon-sharpness", "sb.h5"]
+KESKAR = ["run", "keskar", "-o", "k", "--seeds=1", "--workers=1"]
+NUMBERS = [
+    ([*call, f"{option}={value}"], 2, option.removeprefix("--"))
+    for call, option in (
+        (TRAIN, "--learning-rate"),
+        (TRAIN, "--stop-loss"),
+        (EPSILON, "--epsilon"),
+        (EIGS, "--tol"),
+        (KESKAR, "--epsilon"),
+    )
+    for value in ("nan", "inf", "-0.1", "1e999", "0", "much")
+]
+WRONG: list[tuple[list[str], int, str]] = [
+    # words
+    (["gird"], 2, "gird"),
+    (["measure", "epsilon"], 2, "epsilon"),
+    (["run", "kesker"], 2, "kesker"),
+    (["--batch-size"], 2, "--batch-size"),
+    ([*TRAIN, "--bath-size=8"], 2, "--batch-size"),
+    ([*TRAIN, "more"], 2, "more"),
+    (["train"], 2, "-o"),
+    (["train", "-o"], 2, "-o"),
+    (["eigs"], 2, "RUN"),
+    (["line", "sb.h5"], 2, "END"),
+    (["show"], 2, "FILE"),
+    # names
+    ([*TRAIN, "--model=mlpp"], 2, "mlp"),
+    ([*TRAIN, "--data=mnist"], 2, "digits"),
+    ([*TRAIN, "--loss=l2"], 2, "cross_entropy, mse"),
+    ([*TRAIN, "--dtype=float16"], 2, "float32, float64"),
+    ([*TRAIN, "--optimizer=lbfgs"], 2, "adam, sgd"),
+    ([*EIGS, "--which=BE"], 2, "LA, SA, LM"),
+    ([*EIGS, "--split=valid"], 2, "train, test"),
+    ([*EIGS, "--operator=jacobian"], 2, "hessian"),
+    ([*EIGS, "--dtype=half"], 2, "float32, float64"),
+    ([*TRAIN, "--model=nosuch:build"], 2, "nosuch"),
+    ([*TRAIN, "--model=nosuch.nets:build"], 2, "nosuch"),
+    ([*TRAIN, "--model=.nets:build"], 2, ".nets"),
+    ([*TRAIN, "--model=nets:bild"], 2, "did you mean build?"),
+    ([*TRAIN, "--model=nets:"], 2, "nets:"),
+    ([*TRAIN, "--model=sys:exit"], 2, "sys:exit"),
+    ([*EIGS, "--model=nosuch.nets:build"], 2, "nosuch"),
+    ([*KESKAR, "--model=nosuch.nets:build"], 2, "nosuch"),
+    # devices
+    ([*TRAIN, "--device=gpu"], 2, "gpu"),
+    ([*TRAIN, "--device=cuda:99"], 2, "cuda:99"),
+    ([*EIGS, "--device=cuda:99"], 2, "cuda:99"),
+    # inputs
+    (["eigs", "nosuch.h5"], 2, "nosuch.h5"),
+    (["eigs", "nosuch.pt", *BROUGHT], 2, "nosuch.pt"),
+    (["line", "sb.h5", "nosuch.h5"], 2, "nosuch.h5"),
+    (["measure", "epsilon-sharpness", "nosuch.h5"], 2, "nosuch.h5"),
+    (["show", "nosuch.h5"], 2, "nosuch.h5"),
+    (["eigs", "folder.h5"], 2, "folder.h5"),
+    (["eigs", "."], 2, "directory"),
+    (["show", "folder.h5"], 2, "folder.h5"),
+    (["eigs", "/dev/null", *BROUGHT], 2, "/dev/null"),
+    (["eigs", "mine.pt"], 2, "--model, --data, --loss"),
+    (["eigs", "mine.pt", "--model=nets:build"], 2, "--data, --loss"),
+    (["eigs", "mine.pt", "--model=mlp", *BROUGHT[1:]], 2, "mine.pt"),
+    ([*EIGS, "--split-seed=1"], 2, "--split-seed"),
+    (["eigs", "flipped.h5"], 1, "flipped.h5"),
+    (["show", "flipped.h5"], 1, "flipped.h5"),
+    (["line", "sb.h5", "flipped.h5"], 1, "flipped.h5"),
+    (["eigs", "text.pt", *BROUGHT], 1, "text.pt"),
+    (["show", "text.pt"], 1, "text.pt"),
+    (["eigs", "nan.pt", *BROUGHT], 1, "nan.pt"),
+    (["line", "mine.pt", "nan.pt", *BROUGHT], 1, "nan.pt"),
+    # outputs
+    (["train", *SHORT, "-o", "nosuch/x.h5"], 2, "nosuch"),
+    (["train", *SHORT, "-o", "folder.h5"], 2, "folder.h5"),
+    (["train", *SHORT, "-o", f"{'x' * 300}.h5"], 2, "xxx"),
+    (["train", *SHORT, "-o", "lb.h5"], 2, "lb.h5"),
+    ([*EIGS, "-o", "nosuch/x.h5"], 2, "nosuch"),
+    ([*EIGS, "-o", "folder.h5"], 2, "folder.h5"),
+    ([*EIGS, "-o", "lb.h5"], 2, "lb.h5"),
+    ([*EIGS, "-o", "sb.h5", "--overwrite"], 2, "sb.h5"),
+    ([*LINE, "-o", "lb.h5", "--overwrite"], 2, "lb.h5"),
+    ([*EPSILON, "-o", "./sb.h5", "--overwrite"], 2, "sb.h5"),
+    ([*EIGS, "-o", "text.pt"], 1, "text.pt"),
+    ([*EPSILON, "lb.h5", "-o", "x.h5"], 2, "-o"),
+    (["run", "keskar", "-o", "text.pt"], 2, "text.pt"),
+    (["run", "keskar", "--quick", "-o", "nosuch/deep/k", "--small-batch=601"], 2, "601"),
+    # numbers
+    *NUMBERS,
+    ([*EIGS, "-k0"], 2, "-k"),
+    ([*EIGS, "-k", "-1"], 2, "-k"),
+    ([*EIGS, "-k1.5"], 2, "-k"),
+    ([*EIGS, "-k651"], 2, "651"),
+    ([*EIGS, "-k3", "--budget=2"], 2, "budget"),
+    ([*EIGS, "--examples=601"], 2, "601"),
+    ([*EIGS, "--seed=-1"], 2, "--seed"),
+    ([*EIGS, "--micro-batch=0"], 2, "--micro-batch"),
+    ([*TRAIN, "--batch-size=0"], 2, "--batch-size"),
+    ([*TRAIN, "--batch-size=601"], 2, "600"),
+    ([*TRAIN, "--seed=-1"], 2, "--seed"),
+    ([*TRAIN, f"--seed={2**63}"], 2, f"{2**63 - 1}"),
+    ([*TRAIN, "--updates=0"], 2, "--updates"),
+    ([*TRAIN, "--threads=0"], 2, "--threads"),
+    ([*TRAIN, "--train-examples=1797"], 2, "1797"),
+    ([*TRAIN, "--label-noise=1"], 2, "label_noise"),
+    ([*TRAIN, "--momentum=0.9"], 2, "momentum"),
+    ([*TRAIN, "--model-options=3"], 2, "JSON"),
+    ([*TRAIN, "--model-options={"], 2, "JSON"),
+    ([*TRAIN, '--model-options={"widths": [-1]}'], 2, "widths"),
+    ([*TRAIN, '--model-options={"widths": 5}'], 2, "mlp"),
+    ([*TRAIN, '--model-options={"depth": 5}'], 2, "depth"),
+    ([*EPSILON, "--epsilon=1e-12"], 2, "1.0e-12"),
+    ([*EPSILON, "--starts=0", "--sign-starts=0"], 2, "start"),
+    ([*LINE, "--alphas=1:-1:5"], 2, "1:-1:5"),
+    ([*LINE, "--alphas=-1:1"], 2, "START:END:POINTS"),
+    ([*LINE, "--alphas=-1:1:1"], 2, "points"),
+    ([*LINE, "--alphas=-1:1:2.5"], 2, "2.5"),
+    ([*LINE, "--alphas=-1:1:nan"], 2, "nan"),
+    ([*LINE, "--alphas=-1:1:inf"], 2, "inf"),
+    ([*LINE, "--alphas=nan:1:3"], 2, "nan"),
+    # pairs
+    (["line", "sb.h5", "wide.h5"], 2, "wide.h5"),
+    (["line", "sb.h5", "split.h5"], 2, "split.h5"),
+    (["line", "sb.h5", "sb.h5"], 2, "sb.h5"),
+    (["line", "mine.pt", "mine.pt", *BROUGHT], 2, "mine.pt"),
+    # data
+    ([*TRAIN, "--data=nets:loader"], 2, "DataLoader"),
+    ([*TRAIN, "--data=nets:generator"], 2, "generator"),
+    ([*TRAIN, "--data=nets:empty"], 2, "at least one example"),
+    ([*TRAIN, "--loss=mse"], 2, "(2, 10) and (2,)"),
+    ([*TRAIN, "--data=nets:points", "--batch-size=5"], 2, "cross_entropy"),
+    # trainings and recipes
+    (
+        [*TRAIN, '--model-options={"widths": [4]}', "--optimizer=sgd", "--learning-rate=1e30"],
+        1,
+        "learning rate",
+    ),
+    ([*KESKAR, "--small-batch=600"], 2, "600"),
+    ([*KESKAR, "--large-batch=8"], 2, "8"),
+    ([*KESKAR, "--large-batch=601"], 2, "601"),
+    ([*KESKAR, "--label-noise=1"], 2, "label_noise"),
+    ([*KESKAR, "--seeds=0"], 2, "--seeds"),
+    ([*KESKAR, "--workers=0"], 2, "--workers"),
+]
+
+
+def said(args: list[str]) -> str:
+    """A name of the test: what is wrong, without what any training needs."""
+    return " ".join(arg for arg in args if arg not in SHORT)[-70:]
+
+
+@pytest.mark.parametrize(("args", "code", "named"), WRONG, ids=[said(args) for args, *_ in WRONG])
+def test_a_wrong_request_gets_one_line_and_changes_nothing(
+    args: list[str], code: int, named: str, files: Path, ask: Ask
+) -> None:
+    before = contents(files)
+    got, out, err = ask(*args)
+    assert named in the_line(err)
+    assert (got, out) == (code, "")
+    assert contents(files) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("call", [TRAIN, EIGS], ids=["train", "eigs"])
+def test_without_a_gpu_cuda_is_refused(call: list[str], files: Path, ask: Ask) -> None:
+    code, _, err = ask(*call, "--device=cuda")
+    assert code == 2
+    assert "use cpu" in the_line(err)
+
+
+def test_a_damaged_output_is_an_error_until_it_is_overwritten(files: Path, ask: Ask) -> None:
+    shutil.copy("flipped.h5", "sb.eigs.h5")
+    code, _, err = ask("eigs", "sb.h5", "-k1")
+    assert code == 1
+    assert "sb.eigs.h5" in the_line(err)
+    assert ask("eigs", "sb.h5", "-k1", "--overwrite")[0] == 0
+    assert len(sh.load("sb.eigs.h5").values) == 1
+
+
+def test_debug_keeps_the_traceback(files: Path) -> None:
+    with pytest.raises(sh.InputError):
+        main(["eigs", "nosuch.h5", "--debug"])
+
+
+def test_a_bug_keeps_its_traceback(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*args: Any, **options: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sharpness.lanczos.eigsh", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["eigs", "sb.h5"])
+    assert not Path("sb.eigs.h5").exists()
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
+    files: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(files)
+    monkeypatch.setattr(os, "fsync", full)
+    code, out, err = ask("eigs", "sb.h5", "-k1")
+    assert (code, out) == (1, "")
+    assert "No space left" in the_line(err)
+    assert contents(files) == before
+
+
+def test_a_name_that_is_no_utf_8_is_a_name_too(files: Path, ask: Ask) -> None:
+    name = os.fsdecode(b"\xff.h5")
+    shutil.copy("sb.h5", name)
+    assert ask("eigs", name, "-k1")[0] == 0
+    assert Path(os.fsdecode(b"\xff.eigs.h5")).exists()
+
+
+# ---- help ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()])
+def test_help_names_every_option_and_keeps_the_examples_in_lines(words: str, ask: Ask) -> None:
+    code, out, err = ask(*words.split(), "--help")
+    assert (code, err) == (0, "")
+    command = dict(commands())[words]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert all(name in out for name in (*parameter.opts, *parameter.secondary_opts))
+    assert "\\b" not in out
+    examples = [line for line in (command.help or "").splitlines() if "  sharpness " in line]
+    assert all(f"\n  {example.strip()}\n" in out.replace("\n    ", "\n  ") for example in examples)
+
+
+def test_a_line_has_no_option_that_it_ignores(ask: Ask) -> None:
+    _, out, _ = ask("line", "--help")
+    assert "--split " not in out  # it shows both parts
+
+
+def test_every_field_of_a_training_is_an_option(ask: Ask) -> None:
+    _, out, _ = ask("train", "--help")
+    for field in fields(sh.TrainConfig):
+        assert f"--{field.name.replace('_', '-')} " in out
+
+
+def test_a_call_without_a_command_shows_the_commands(ask: Ask) -> None:
+    code, out, err = ask()
+    assert (code, out) == (2, "")
+    assert all(name in err for name in COMMANDS)
+
+
+@pytest.mark.parametrize("args", ["'--help'", "'--version'", "'gird'", ""])
+def test_the_first_words_do_not_wait_for_torch(args: str) -> None:
+    code = f"""
+import sys
+from sharpness.cli import main
+try:
+    main([{args}])
+finally:
+    assert not {{"torch", "numpy", "h5py"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+
+
+def test_the_packages_take_no_name_of_others() -> None:
+    code = (
+        "import sharpness.cli, sharpness.experiments, sys; "
+        "assert not {'cli', 'experiments'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- processes -----------------------------------------------------------------------------
+
+SHARPNESS = [sys.executable, "-m", "sharpness"]
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+def test_more_threads_than_there_can_be_are_refused(files: Path) -> None:
+    # A process of its own: torch dies of a segmentation fault.
+    done = subprocess.run(
+        [*SHARPNESS, *TRAIN, "--threads=100000"], stderr=subprocess.PIPE, env=QUIET
+    )
+    assert done.returncode == 2
+    assert "threads" in the_line(done.stderr.decode())
+
+
+def on_a_terminal(args: list[str], until: bytes, number: int) -> tuple[int, bytes]:
+    """Run with stderr on a terminal; at the first ``until``, send a signal to the whole group."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*SHARPNESS, *args], stderr=theirs, stdout=theirs, env=QUIET, start_new_session=True
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while until not in seen:
+            seen += os.read(ours, 1 << 16)
+        if number:
+            os.killpg(process.pid, number)
+        while True:
+            seen += os.read(ours, 1 << 16)
+    except OSError:  # the other side has closed
+        return process.wait(60), seen
+    finally:
+        process.kill()
+        os.close(ours)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_one_line_and_no_file(number: int, code: int, here: Path) -> None:
+    got, seen = on_a_terminal(["train", *ENDLESS, "-o", "sb.h5"], b"updates", number)
+    assert got == code
+    last = seen.rpartition(b"\x1b[K")[2].decode().replace("\r\n", "\n")
+    assert "the same command again" in the_line(last)
+    assert contents(here) == {}
+
+
+def test_progress_is_gone_from_the_terminal_when_the_result_comes(files: Path) -> None:
+    code, seen = on_a_terminal([*LINE, "--alphas=0:1:3"], b"points", 0)
+    assert code == 0
+    drawn, _, after = seen.rpartition(b"\r\x1b[K")
+    assert b"3 of 3 points" in drawn
+    assert b"\n" not in drawn
+    assert after.startswith(b"distance of the ends")
+    assert after.endswith(b"wrote sb-lb.line.h5\r\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_words(files: Path) -> None:
+    with subprocess.Popen(
+        [*SHARPNESS, "show", *["sb.h5"] * 200],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=QUIET,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"sb.h5: Run\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("place", ["full", "closed"])
+def test_a_stdout_that_takes_nothing_is_told_in_one_line(place: str, files: Path) -> None:
+    if place == "full" and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    redirected = {"full": ">/dev/full", "closed": ">&-"}[place]
+    done = subprocess.run(  # noqa: S602
+        f"exec '{sys.executable}' -m sharpness show sb.h5 {redirected}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        env=QUIET,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "standard output" in the_line(done.stderr.decode())
+
+
+def living(session: int) -> list[int]:
+    """The processes of a session that are still at work."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, *numbers = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if int(numbers[2]) == session and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_recipe_that_was_stopped_or_killed_leaves_no_worker_and_continues(here: Path) -> None:
+    recipe = ["run", "keskar", "--seeds=3", "--stop-loss=1.2", "--workers=2"]
+    recipe += ['--model-options={"widths": [16]}']
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            [*SHARPNESS, *recipe, "-o", "stopped"],
+            stderr=subprocess.PIPE,
+            env=QUIET,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        known = len(list(here.glob("stopped/noisy/*.h5")))
+        while len(list(here.glob("stopped/noisy/*.h5"))) == known:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(30) == code
+        deadline = time.monotonic() + 10
+        while living(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        err = process.stderr.read().decode()
+        process.stderr.close()
+        if number != signal.SIGKILL:
+            assert "the same command again" in the_line(err)
+        assert not Path("stopped/comparison.h5").exists()
+        partial = [path for path in here.rglob(".*") if number != signal.SIGKILL]
+        assert not partial
+    for folder in ("stopped", "whole"):
+        subprocess.run([*SHARPNESS, *recipe, "-q", "-o", folder], env=QUIET, check=True)
+    assert contents(here / "stopped") == contents(here / "whole")
