@@ -61,7 +61,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings=COMMON)
 @click.version_option(__version__, prog_name="sharpness")
 def sharpness() -> None:
-    r"""How sharp are the minima that training found, and does it matter for generalization?
+    """How sharp are the minima that training found, and does it matter for generalization?
 
     Train a small-batch and a large-batch solution (or bring your own), then measure the
     curvature, the sharpness and the landscape between them.

@@ -19,12 +19,22 @@ from .sources import answer, beside, objective, opened, request
 
 @click.command(context_settings=COMMON)
 @click.argument("run", metavar="RUN")
-@click.option("-k", "--pairs", "k", type=Whole(1), default=5, help="How many.")
+@click.option("-k", "--pairs", "k", type=Whole(1), default=5, help="How many eigenpairs.")
 @click.option(
-    "--which", type=Name("lanczos", "WHICH"), default="LA", help="Largest, smallest, |.|."
+    "--which",
+    type=Name("lanczos", "WHICH"),
+    default="LA",
+    help="Largest (LA), smallest (SA) or largest in magnitude (LM).",
 )
-@click.option("--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of what.")
-@click.option("--engine", type=Name("curvature", "ENGINES"), default="cached", help="Of products.")
+@click.option(
+    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
+)
+@click.option(
+    "--engine",
+    type=Name("curvature", "ENGINES"),
+    default="cached",
+    help="Keep the graphs of all batches, or build them fresh for each product.",
+)
 @click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
 @click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")
 @analysis
@@ -33,7 +43,7 @@ from .sources import answer, beside, objective, opened, request
 @overwrite
 @reporting
 def command(run: str, **options: Any) -> None:
-    r"""Compute the top eigenvalues of the Hessian at the end of RUN, with residuals.
+    """Compute the top eigenvalues of the Hessian at the end of RUN, with residuals.
 
     RUN is a run's file, or a checkpoint together with --model, --data and --loss. A value counts
     as converged when its residual is within the tolerance and a search of the complement found no

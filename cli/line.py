@@ -20,7 +20,7 @@ from .sources import Source, answer, beside, objective, opened, request
 @overwrite
 @reporting
 def command(start: str, end: str, **options: Any) -> None:
-    r"""Compute loss and accuracy at (1 - alpha) START + alpha END, on train and test.
+    """Compute loss and accuracy at (1 - alpha) START + alpha END, on train and test.
 
     Both are runs' files, or checkpoints together with --model, --data and --loss.
 

@@ -1,6 +1,7 @@
 """``sharpness measure``: a command for each of the library's measures, made from its signature."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ KINDS: dict[Any, Kind] = {float: Real(), int: Whole()}
 
 @click.group(context_settings=COMMON)
 def command() -> None:
-    r"""Compute a measure of sharpness at the end of each RUN.
+    """Compute a measure of sharpness at the end of each RUN.
 
     \b
     Examples:
@@ -75,7 +76,7 @@ def _command(name: str) -> click.Command:
             help=_meaning(doc, p.name),
         )
         computed = option(computed)
-    summary = doc.split("\n\n")[0]
+    summary = doc.split("\n\n")[0].replace("Return", "Compute", 1)
     more = "RUN is a run's file, or a checkpoint together with --model, --data and --loss."
     return click.command(name, help=f"{summary}\n\n{more}", context_settings=COMMON)(computed)
 
@@ -92,11 +93,9 @@ def _compute(
 
 
 def _meaning(doc: str, name: str) -> str:
-    """Return what ``Args:`` says of a parameter, up to its first sentence."""
-    for line in doc.splitlines():
-        if line.strip().startswith(f"{name}:"):
-            return line.split(":", 1)[1].strip()
-    return ""
+    """Return what ``Args:`` says of a parameter."""
+    found = re.search(rf"^    {name}: (.*?)(?=^    \w+:|^$)", doc, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
 
 
 for _name in MEASURES:

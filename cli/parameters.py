@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
     Kind = click.ParamType  # generic only since click 8.4
 
-COMMON = {"help_option_names": ["-h", "--help"], "show_default": True}
+COMMON = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -167,10 +167,16 @@ source = chained(
     ),
 )
 analysis = chained(
-    click.option("--split", type=Name("problem", "SPLITS"), default="train", help="Which data."),
-    click.option("--examples", type=Whole(1), help="Only a stratified sample of that many."),
+    click.option(
+        "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
+    ),
+    click.option(
+        "--examples",
+        type=Whole(1),
+        help="Use a stratified sample of this size; its sampling error is told.",
+    ),
     click.option("--dtype", type=Name("problem", "DTYPES"), help="Default: that of the run."),
     click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
-    click.option("--micro-batch", type=Whole(1), default=1024, help="Examples at a time."),
+    click.option("--micro-batch", type=Whole(1), default=1024, help="Examples of one batch."),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
 )

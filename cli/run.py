@@ -26,7 +26,7 @@ from .show import report
 
 @click.group(context_settings=COMMON)
 def command() -> None:
-    r"""Run a recipe: a whole experiment with its files, figures and verdict.
+    """Run a recipe: a whole experiment with its files, figures and verdict.
 
     \b
     Examples:

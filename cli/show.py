@@ -20,7 +20,7 @@ ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @reporting
 def command(files: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
-    r"""Print what a result FILE holds, and the tree of what computed it.
+    """Print what a result FILE holds, and the tree of what computed it.
 
     \b
     Examples:

@@ -22,9 +22,9 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "train_examples": (Whole(1), "Size of the training part; 600 of the digits by default."),
     "label_noise": (Real(least=0), "Share of training labels moved to another class."),
     "batch_size": (Whole(1), "Examples of one update."),
-    "optimizer": (Name("training", "OPTIMIZERS"), "The optimizer."),
-    "learning_rate": (Real(above=0), "The rate."),
-    "momentum": (Real(least=0), "Of sgd."),
+    "optimizer": (Name("training", "OPTIMIZERS"), "What takes the steps."),
+    "learning_rate": (Real(above=0), "Its rate."),
+    "momentum": (Real(least=0), "Of sgd; adam has its own."),
     "weight_decay": (Real(least=0), "Coupled: added to the gradient."),
     "epochs": (Whole(1), "End after so many passes over the data."),
     "updates": (Whole(1), "End after so many updates; 20000 where epochs are not given either."),
@@ -34,7 +34,7 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "seed": (Whole(), "Of the initialization."),
     "order_seed": (Whole(), "Of the order of examples; the seed by default."),
     "split_seed": (Whole(), "Of split and label noise; the seed by default."),
-    "dtype": (Name("problem", "DTYPES"), "Of the parameters."),
+    "dtype": (Name("problem", "DTYPES"), "Of parameters and data."),
     "device": (click.STRING, "cpu, cuda or cuda:N."),
     "threads": (Whole(1), "Of the CPU; what torch uses by default."),
 }
@@ -44,10 +44,11 @@ def _options(f: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(TrainConfig)):
         kind, text = FIELDS[field.name]
         several = field.name == "checkpoint_losses"
+        default = getattr(TrainConfig(), field.name)
         f = click.option(
             f"--{field.name.replace('_', '-')}",
             type=kind,
-            default=getattr(TrainConfig(), field.name) or None,
+            default=default if default not in ({}, []) else None,
             multiple=several,
             help=text,
         )(f)
@@ -60,7 +61,7 @@ def _options(f: Callable[..., Any]) -> Callable[..., Any]:
 @overwrite
 @reporting
 def command(output: str, **options: Any) -> None:
-    r"""Train one network to a training loss and record the run in FILE.
+    """Train one network to a training loss and record the run in FILE.
 
     The file holds the solution at the start and at the end, the optimizer's state, the history
     of loss and right answers, and which examples were which.
