@@ -96,7 +96,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     Args:
         sources: By their part in the command.
     """
-    from sharpness.problem import source_digest
+    from sharpness.names import source_digest
 
     left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec"}
     asked = {key: value for key, value in options.items() if key not in left_out}

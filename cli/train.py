@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sharpness.problem import source_digest
+from sharpness.names import source_digest
 from sharpness.training import TrainConfig, record, resolved, train
 
 from .parameters import COMMON, Kind, Name, Options, Real, Whole, overwrite, reporting

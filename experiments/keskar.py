@@ -8,31 +8,25 @@ and order, and all stop at the same training loss.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sharpness.box_sharpness import epsilon_sharpness
 from sharpness.comparison import compared
-from sharpness.curvature import Hessian
 from sharpness.data import is_labels, size
 from sharpness.errors import InputError
-from sharpness.lanczos import eigsh
-from sharpness.landscape import line
-from sharpness.problem import SPLITS, objective_of, pose, source_digest
-from sharpness.results import Comparison, Eigenpairs, Line, Result, Run, Sharpness
-from sharpness.store import load_as, reuse, save, seal_of, write
-from sharpness.training import TrainConfig, cpu_threads, record, resolved, train
+from sharpness.names import source_digest
+from sharpness.problem import pose
+from sharpness.results import Comparison, Eigenpairs, Line
+from sharpness.store import load_as, reuse, save, write
+from sharpness.training import TrainConfig, cpu_threads, resolved
 
 from . import verdict
 from .recipe import Job, Progress, Recipe, share
+from .trainings import ALPHAS, Training, line_between, numbers, stored
 
 POSITIVE = ("lambda_1", "metric_2_1", "train_loss", "test_loss", "updates", "distance")
-ALPHAS = torch.linspace(-1, 2, 25, dtype=torch.float64)
 RANKS = 10  # eigenvalues of the first seed's solutions; one of all others
 FIGURES = ("sharpness.png", "line.png", "eigenvalues.png")
 
@@ -93,13 +87,14 @@ def run(
     """
     design = Design() if design is None else design
     plan = _Plan(Path(folder), design, overwrite)
+    jobs = plan.jobs()  # checks every configuration before anything is written
     plan.folder.mkdir(parents=True, exist_ok=True)
     known = reuse(plan.comparison, plan.request, overwrite=overwrite)
     if known and plan.is_whole():
         return load_as(plan.comparison, Comparison)
     for condition in plan.conditions:
         (plan.folder / condition).mkdir(exist_ok=True)
-    share(plan.jobs(), workers=workers, unit="updates", progress=progress)
+    share(jobs, workers=workers, unit="updates", progress=progress)
     with cpu_threads(1):
         plan.lines()
     found = plan.compare()
@@ -125,6 +120,8 @@ class _Plan:
         for name, value in whole.items():
             if value < 1:
                 raise InputError(f"keskar needs {name} of at least 1, got {value}: raise it")
+        if not (design.epsilon > 0 and math.isfinite(design.epsilon)):
+            raise InputError(f"keskar needs epsilon above 0, got {design.epsilon}: change it")
         self.folder, self.design, self.overwrite = folder, design, overwrite
         problem = pose(
             design.model,
@@ -163,7 +160,7 @@ class _Plan:
         }
         self.comparison = folder / "comparison.h5"
 
-    def training(self, condition: str, arm: Arm, seed: int) -> "Training":
+    def training(self, condition: str, arm: Arm, seed: int) -> Training:
         """Return the job of one training and its analyses."""
         design = self.design
         config = TrainConfig(
@@ -225,14 +222,14 @@ class _Plan:
             start = self.training(condition, self.arms[0], 0)
             for arm in self.arms[1:]:
                 end = self.training(condition, arm, 0)
-                _stored(
+                stored(
                     self.line_file(condition, arm),
                     {
                         "command": "line",
-                        "options": {"alphas": [-1, 2, 25]},
+                        "options": {"alphas": list(ALPHAS)},
                         "inputs": {"start": start.seal(), "end": end.seal()},
                     },
-                    partial(_line, start, end),
+                    partial(line_between, start, end),
                     self.overwrite,
                 )
 
@@ -249,7 +246,7 @@ class _Plan:
                     made, pairs, sharpness = job.run(), job.pairs(), job.sharpness()
                     reached.setdefault(group, []).append(made.stopped == "stop_loss")
                     unconverged += not bool(pairs.converged[0])
-                    for measure, number in _numbers(made, pairs, sharpness).items():
+                    for measure, number in numbers(made, pairs, sharpness).items():
                         values.setdefault(measure, {}).setdefault(group, []).append(number)
         small, large, scaled = (arm.name for arm in self.arms)
         contrasts = {
@@ -289,104 +286,6 @@ class _Plan:
             "line.png": verdict.line_figure(lines),
             "eigenvalues.png": verdict.eigenvalue_figure(spectra),
         }
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training with its eigenvalues and its Metric 2.1, each in a file of its own."""
-
-    stem: str  # of the files
-    config: TrainConfig
-    epsilon: float
-    ranks: int
-    inputs: dict[str, str]
-    overwrite: bool
-
-    def __call__(self, count: Callable[[int], None]) -> None:
-        """Compute what is not there yet; tell the updates done as they come."""
-        seen = 0
-
-        def tell(done: int, total: int | None, state: str) -> None:
-            nonlocal seen
-            count(done - seen)
-            seen = done
-
-        asked = {"command": "train", "options": record(self.config), "inputs": self.inputs}
-        _stored(
-            Path(f"{self.stem}.h5"),
-            asked,
-            lambda: train(self.config, progress=tell),
-            self.overwrite,
-        )
-        made = {"run": self.seal(), **self.inputs}
-        _stored(
-            Path(f"{self.stem}.eigs.h5"),
-            {"command": "eigs", "options": {"k": self.ranks}, "inputs": made},
-            lambda: eigsh(Hessian(self.objective()), self.ranks),
-            self.overwrite,
-        )
-        # One start and three of the sign iteration come within a few percent of twenty.
-        options = {"epsilon": self.epsilon, "starts": 1, "sign_starts": 3}
-        _stored(
-            Path(f"{self.stem}.epsilon-sharpness.h5"),
-            {"command": "measure epsilon-sharpness", "options": options, "inputs": made},
-            lambda: epsilon_sharpness(
-                self.objective(), epsilon=self.epsilon, starts=1, sign_starts=3
-            ),
-            self.overwrite,
-        )
-
-    def seal(self) -> str | None:
-        """Return the SHA-256 of the run's file."""
-        return seal_of(f"{self.stem}.h5")
-
-    def objective(self) -> Any:
-        """Return the loss on the training part, at the end of the run."""
-        return objective_of(self.run(), trust_spec=True)  # its file was written by this recipe
-
-    def run(self) -> Run:
-        """Return the run from its file."""
-        return load_as(f"{self.stem}.h5", Run)
-
-    def pairs(self) -> Eigenpairs:
-        """Return the eigenpairs from their file."""
-        return load_as(f"{self.stem}.eigs.h5", Eigenpairs)
-
-    def sharpness(self) -> Sharpness:
-        """Return the Metric 2.1 from its file."""
-        return load_as(f"{self.stem}.epsilon-sharpness.h5", Sharpness)
-
-
-def _stored(
-    path: Path, asked: dict[str, Any], compute: Callable[[], Result], overwrite: bool
-) -> None:
-    if not reuse(path, asked, overwrite=overwrite):
-        save(path, compute(), request=asked, overwrite=overwrite)
-
-
-def _line(start: Training, end: Training) -> Line:
-    a, b = start.run(), end.run()
-    objectives = {split: objective_of(a, split=split, trust_spec=True) for split in SPLITS}
-    return line(objectives, a.end, b.end, alphas=ALPHAS)
-
-
-def _numbers(run: Run, pairs: Eigenpairs, sharpness: Sharpness) -> dict[str, float]:
-    start = run.end if run.start is None else run.start
-    way = run.end.theta.double() - start.theta.double()
-    numbers = {
-        "lambda_1": float(pairs.values[0]),
-        "metric_2_1": sharpness.value,
-        "first_order_share": sharpness.first_order_share,
-        "train_loss": float(run.history["train_loss"][-1]),
-        "test_loss": float(run.history["test_loss"][-1]),
-        "updates": float(run.updates),
-        "distance": float(way.norm()),
-    }
-    if "test_right" in run.history:
-        for part in ("train", "test"):
-            total = run.spec["data"][f"{part}_examples"]
-            numbers[f"{part}_accuracy"] = 100 * int(run.history[f"{part}_right"][-1]) / total
-    return numbers
 
 
 RECIPE = Recipe(

@@ -24,6 +24,7 @@ class Finding:
     sentence: str
     shown: bool  # the interval leaves out "no difference"
     as_claimed: bool  # and lies on the side that the claim says
+    unknown: bool = False  # there are too few pairs for an interval
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def check(found: Comparison) -> list[Finding]:
             _generalization(where, found, row),
         ]
         findings += judged
-        outcomes.append(f"{_holds([finding.as_claimed for finding in judged])} {where}")
+        outcomes.append(f"{_holds(judged)} {where}")
         whole = whole and all(finding.as_claimed for finding in judged)
     findings.append(Finding(f"So the claim holds {', and '.join(outcomes)}.", whole, whole))
     findings.append(_rate(found))
@@ -149,10 +149,13 @@ def _groups(found: Comparison) -> list[str]:
             mean = _mean(numbers, measure in ARITHMETIC)
             cells.append("unknown" if math.isnan(mean) else _shown(measure, mean))
         rows.append(cells)
+    arithmetic = "accuracy and first-order share"
+    if "test_accuracy" not in measures:
+        arithmetic = "the first-order share"
     return [
         *_table(["", *(NAMES[measure] for measure in measures)], rows),
-        "Means over seeds, geometric but of accuracy and first-order share. That share is the part",
-        "of Metric 2.1 that the gradient alone gives: where it is large, the stop is no minimum.",
+        f"Means over seeds, geometric but of {arithmetic}. That share is the part of Metric 2.1",
+        "that the gradient alone gives: where it is large, the stop was short of a minimum.",
     ]
 
 
@@ -205,7 +208,7 @@ def _ratio_finding(where: str, what: str, numbers: Sequence[float]) -> Finding:
         text = f"{what} is {word} at the large batch, {_interval(numbers)} times the small batch's"
     else:
         text = f"no difference of {what} is shown, the ratio LB / SB is {_interval(numbers)}"
-    return Finding(f"{where.capitalize()}, {text}.", shown, low > 1)
+    return Finding(f"{where.capitalize()}, {text}.", shown, low > 1, math.isnan(low))
 
 
 def _generalization(where: str, found: Comparison, row: int) -> Finding:
@@ -224,7 +227,7 @@ def _generalization(where: str, found: Comparison, row: int) -> Finding:
         )
     else:
         text = f"no generalization gap is shown, SB - LB is {_interval(numbers)} points"
-    return Finding(f"{where.capitalize()}, {text}.", shown, low > 0)
+    return Finding(f"{where.capitalize()}, {text}.", shown, low > 0, math.isnan(low))
 
 
 def _rate(found: Comparison) -> Finding:
@@ -249,9 +252,11 @@ def _rate(found: Comparison) -> Finding:
     )
 
 
-def _holds(claims: Sequence[bool]) -> str:
+def _holds(judged: Sequence[Finding]) -> str:
     """Return how much of the claim holds: of lambda_1, Metric 2.1 and generalization."""
-    *sharper, worse = claims
+    if any(finding.unknown for finding in judged):
+        return "to an unknown degree"
+    *sharper, worse = (finding.as_claimed for finding in judged)
     if all(sharper):
         return "as a whole" if worse else "for the sharpness but not for the generalization"
     parts = [what for what, ok in zip(("lambda_1", "Metric 2.1"), sharper, strict=True) if ok]

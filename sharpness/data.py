@@ -17,9 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from sharpness.errors import InputError
+from sharpness.vectors import stream
 
 # All inputs (a tensor, or a tuple or dict of them) and all targets; the first axis is the example.
 Part = tuple[Any, Tensor]
+
+
+# Examples of a Dataset that are read twice: chance in its augmentation would show itself.
+AGAIN = 64
 
 
 @dataclass(frozen=True)
@@ -181,21 +186,22 @@ def stratified(targets: Tensor, wanted: int, seed: int) -> Any:
         InputError: If there are fewer examples than that.
     """
     total = len(targets)
-    if not 0 < wanted <= total:
+    if not isinstance(wanted, int) or not 0 < wanted <= total:
         raise InputError(
-            f"a sample needs at least 1 and at most {total} examples, got {wanted}: ask for fewer"
+            f"a sample needs at least 1 and at most {total} examples, got {wanted}: change it"
         )
+    rng = stream(seed, 0)
     if wanted == total:
         return np.arange(total)
-    rng = np.random.default_rng((seed, 0))
     if not is_labels(targets):
         return np.sort(rng.choice(total, wanted, replace=False))
     labels = targets.cpu().numpy()
     classes, counts = np.unique(labels, return_counts=True)
     quota = counts * wanted / total
     chosen = np.floor(quota).astype(int)
-    most = np.argsort(chosen - quota, kind="stable")[: wanted - chosen.sum()]
-    chosen[most] += 1
+    ties = rng.permutation(len(classes))  # equal remainders have equal chances
+    most = ties[np.argsort((chosen - quota)[ties], kind="stable")]
+    chosen[most[: wanted - chosen.sum()]] += 1
     drawn = [
         rng.choice(np.flatnonzero(labels == label), count, replace=False)
         for label, count in zip(classes, chosen, strict=True)
@@ -213,11 +219,11 @@ def _with_noise(targets: Tensor, everything: Tensor, share: float, seed: int) ->
     classes = int(everything.max()) + 1
     if classes < 2:
         raise InputError(f"label_noise needs at least 2 classes, got {classes}: set 0")
-    rng = np.random.default_rng((seed, 1))
+    rng = stream(seed, 1)
     moved = torch.from_numpy(rng.choice(len(targets), round(share * len(targets)), replace=False))
-    shift = torch.from_numpy(rng.integers(1, classes, len(moved))).to(targets.dtype)
+    shift = torch.from_numpy(rng.integers(1, classes, len(moved)))
     noisy = targets.clone()
-    noisy[moved] = (noisy[moved] + shift) % classes
+    noisy[moved] = ((noisy[moved].long() + shift) % classes).to(targets.dtype)
     return noisy
 
 
@@ -243,15 +249,33 @@ def _read(dataset: Any) -> Part:
         raise InputError(
             f"a Dataset needs pairs (inputs, target), at least one, got {first}: change it"
         )
-    inputs, targets = default_collate(pairs)
-    again, _ = default_collate([dataset[0]])
-    once = zip(_leaves(_map(_tensor, inputs)), _leaves(_map(_tensor, again)), strict=True)
-    if not all(torch.equal(leaf[:1], other) for leaf, other in once):
+    for i in range(min(AGAIN, len(pairs))):
+        if not _same(pairs[i], dataset[i]):
+            raise InputError(
+                "a Dataset needs the same example at every look, got two different ones for "
+                f"number {i}: switch random augmentation off"
+            )
+    return _collated(pairs)
+
+
+def _collated(pairs: list[Any]) -> Part:
+    try:
+        inputs, targets = default_collate(pairs)
+    except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(
-            "a Dataset needs the same example at every look, got two different ones for number 0: "
-            "switch random augmentation off"
-        )
+            f"a Dataset needs examples of one shape and kind, numbers or tensors, got others "
+            f"({' '.join(str(error).split())}): convert them"
+        ) from error
     return inputs, targets
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Say whether two examples agree bit by bit, as torch would collate them."""
+    a, b = (list(_leaves(_map(_tensor, _collated([pair])))) for pair in (one, other))
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _map(f: Callable[..., Any], inputs: Any) -> Any:
@@ -272,8 +296,9 @@ def _leaves(inputs: Any) -> Iterator[Tensor]:
 
 
 def _tensor(leaf: Any) -> Tensor:
-    if isinstance(leaf, np.ndarray):
-        leaf = torch.from_numpy(leaf)
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        # A copy: torch takes no strides below 0, no foreign byte order and nothing read-only.
+        leaf = torch.from_numpy(np.array(leaf, dtype=leaf.dtype.newbyteorder("="), order="C"))
     if not isinstance(leaf, Tensor):
         raise InputError(f"data need tensors or arrays, got {_described(leaf)}: convert them")
     return leaf.detach()
@@ -282,6 +307,8 @@ def _tensor(leaf: Any) -> Tensor:
 def _described(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"{x.dtype} of shape {tuple(x.shape)}"
+    if isinstance(x, np.ndarray):
+        return f"an array of {x.dtype}"
     if isinstance(x, tuple | list):
         return f"a {type(x).__name__} of {len(x)}"
     return f"a {type(x).__name__}"

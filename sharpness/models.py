@@ -25,7 +25,7 @@ def mlp(
     >>> [tuple(p.shape) for p in mlp([64], 10, widths=[32]).parameters()]
     [(32, 64), (32,), (10, 32), (10,)]
     """
-    if not all(isinstance(width, int) and width > 0 for width in widths):
+    if not (isinstance(widths, Sequence) and all(type(w) is int and w > 0 for w in widths)):
         raise InputError(f"mlp needs widths of at least 1, got {widths}: change model_options")
     sizes = [math.prod(inputs), *widths, outputs]
     layers: list[nn.Module] = [] if len(inputs) == 1 else [nn.Flatten()]

@@ -16,6 +16,7 @@ from torch.utils.data import (
 
 from sharpness.distributed import mean_over_ranks
 from sharpness.errors import InputError
+from sharpness.names import named
 from sharpness.results import Solution
 from sharpness.vectors import digest, flatten, unflatten
 
@@ -32,6 +33,7 @@ BROADCASTING = {
     nn.functional.smooth_l1_loss,
     nn.functional.huber_loss,
 }
+BROADCASTING_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 class Objective:
@@ -133,7 +135,8 @@ class Objective:
 
     def loss_of_outputs(self, z: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of one batch with these outputs, shape ()."""
-        if self.loss in BROADCASTING and z.shape != targets.shape:
+        broadcasts = self.loss in BROADCASTING or isinstance(self.loss, BROADCASTING_MODULES)
+        if broadcasts and z.shape != targets.shape:
             raise InputError(
                 f"{self.spec['loss']} needs outputs and targets of one shape, got "
                 f"{tuple(z.shape)} and {tuple(targets.shape)}: reshape the targets"
@@ -249,12 +252,6 @@ def on_device(device: torch.device, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return tuple(on_device(device, part) for part in inputs)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
-
-
-def named(f: Any) -> str:
-    """Return ``module:name`` of a function or class, or of the class of an object."""
-    known = f if hasattr(f, "__qualname__") else type(f)
-    return f"{known.__module__}:{known.__qualname__}"
 
 
 def _require_fixed(batches: Batches) -> None:

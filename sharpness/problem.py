@@ -1,25 +1,13 @@
-"""From names to a model, data and a loss, and from a run back to its Objective.
+"""From names to a model, data and a loss, and from a run back to its Objective."""
 
-A name is one of ours or the user's ``module:function``. What a file names is never imported on
-the file's word: a name must have been given by the person in this process, as an argument or an
-option, or trusted with ``trust_spec``.
-"""
-
-import difflib
-import hashlib
-import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,12 +24,13 @@ from sharpness.data import (
     take,
     tensors,
 )
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import InputError
 from sharpness.models import MODELS
-from sharpness.objective import Measure, Objective, accuracy, named, on_device
-from sharpness.reading import read_checkpoint
+from sharpness.names import called, located, require_given, resolve, shown
+from sharpness.objective import Measure, Objective, accuracy, on_device
+from sharpness.reading import read_checkpoint, require_match
 from sharpness.results import Run, Solution
-from sharpness.vectors import digest, flatten, unflatten
+from sharpness.vectors import digest, flatten, stream, unflatten
 
 LOSSES: dict[str, Measure] = {
     "cross_entropy": nn.functional.cross_entropy,
@@ -52,7 +41,6 @@ SPLITS = ("train", "test")
 # Examples of one batch of an Objective: a constant, because another size rounds differently.
 MICRO_BATCH = 1024
 GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
-GIVEN: set[str] = set()  # the module:function names that the person gave in this process
 
 
 @dataclass(frozen=True)
@@ -96,9 +84,14 @@ def pose(
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
     where = usable_device(device)
     measure = resolve(loss, LOSSES, "loss")
+    if not callable(measure):
+        raise InputError(
+            f"loss needs a function, got a {type(measure).__name__} as {shown(loss)}: give one of "
+            "(outputs, targets)"
+        )
     source = resolve(data, DATA, "data")
     parts = split_source(
-        _called(source, "data", data, {}) if callable(source) else source,
+        called(source, "data", data, {}) if callable(source) else source,
         train_examples=train_examples,
         label_noise=label_noise,
         split_seed=split_seed,
@@ -114,11 +107,11 @@ def pose(
     builder = resolve(model, MODELS, "model")
     with seeded(seed, where):
         module = builder if isinstance(builder, nn.Module) else None
-        module = deepcopy(module) if module else _called(builder, "model", model, options)
+        module = deepcopy(module) if module else called(builder, "model", model, options)
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model needs a torch.nn.Module, got a {type(module).__name__} from "
-            f"{_shown(model)}: return the network"
+            f"{shown(model)}: return the network"
         )
     module = module.to(device=where, dtype=DTYPES[dtype])
     metrics = _fit(module, parts, measure)
@@ -191,7 +184,7 @@ def objective_of(
     given = {"model": model, "data": data, "loss": loss}
     names = {key: record[key] if value is None else value for key, value in given.items()}
     for key, value in names.items():
-        _require_given(key, value, explicit=given[key] is not None or trust_spec)
+        require_given(key, value, explicit=given[key] is not None or trust_spec)
     problem = pose(
         **names,
         model_options=record["model_options"],
@@ -207,14 +200,14 @@ def objective_of(
         if was != now:
             raise InputError(
                 f"the {name} data need to be those of the run, SHA-256 {was[:12]}, got "
-                f"{now[:12]} from {_shown(names['data'])}: give the data that it was made with"
+                f"{now[:12]} from {shown(names['data'])}: give the data that it was made with"
             )
     place(problem.model, run.end)
     part = getattr(problem.data, split)
     total = size(part)
     if examples is not None:
         chosen = stratified(part[1], examples, seed)
-        order = np.random.default_rng((seed, 2)).permutation(chosen)
+        order = stream(seed, 2).permutation(chosen)
         part = take(part, torch.from_numpy(order))
         # The scatter of the batches of a sample tells its error.
         micro_batch = min(micro_batch, math.ceil(examples / GROUPS))
@@ -276,7 +269,8 @@ def read(
         dtype=dtype,
         device=device,
     )
-    _load(problem.model, weights, Path(checkpoint).name)
+    require_match(weights, problem.model.state_dict(), Path(checkpoint).name)
+    problem.model.load_state_dict(weights)
     return Run(
         start=None,
         end=solution(problem.model),
@@ -292,10 +286,10 @@ def read(
             "algorithm": "read",
             "checkpoint": {"name": Path(checkpoint).name, "sha256": sha256},
             "train": {
-                "model": _shown(model),
+                "model": shown(model),
                 "model_options": options,
-                "data": _shown(data),
-                "loss": _shown(loss),
+                "data": shown(data),
+                "loss": shown(loss),
                 "train_examples": train_examples,
                 "label_noise": label_noise,
                 "seed": 0,
@@ -337,66 +331,19 @@ def place(model: nn.Module, point: Solution) -> None:
             f"the model needs {n} trainable parameters, got a solution with {len(point.theta)}: "
             "give the model that it belongs to"
         )
-    values = {**unflatten(point.theta, shapes), **point.buffers}
+    own = solution(model).buffers
+    for name in [*own, *point.buffers]:
+        want, got = own.get(name), point.buffers.get(name)
+        if want is None or got is None or want.shape != got.shape:
+            raise InputError(
+                f"the model needs its own buffers, got a solution where {name} is "
+                f"{'missing' if got is None else tuple(got.shape)}: give the model that it "
+                "belongs to"
+            )
     targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        for name, value in values.items():
-            if name not in targets or targets[name].shape != value.shape:
-                raise InputError(
-                    f"the model needs the buffers of the solution, got none of shape "
-                    f"{tuple(value.shape)} as {name}: give the model that it belongs to"
-                )
+        for name, value in {**unflatten(point.theta, shapes), **point.buffers}.items():
             targets[name].copy_(value)
-
-
-def resolve(value: Any, table: Mapping[str, Any], kind: str) -> Any:
-    """Return what a name stands for; an object stands for itself.
-
-    Raises:
-        InputError: If the name is neither in the table nor an importable ``module:function``.
-    """
-    if not isinstance(value, str):
-        return value
-    if value in table:
-        return table[value]
-    module_name, colon, name = value.partition(":")
-    if not (colon and module_name and name):
-        close = difflib.get_close_matches(value, table, 1)
-        raise InputError(
-            f"{kind} needs to be {', '.join(table)} or module:function, got {value!r}: "
-            + (f"did you mean {close[0]}?" if close else "choose one")
-        )
-    GIVEN.add(value)
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # a console script does not look where it was started
-    try:
-        found: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{kind} needs a module that can be imported, got {value} and no module named "
-            f"{error.name}: look at the spelling and the working directory"
-        ) from error
-    except Exception as error:
-        raise InputError(f"{kind} {value} failed while imported: {_located(error)}") from error
-    if not hasattr(found, name):
-        close = difflib.get_close_matches(name, dir(found), 1)
-        hint = f"did you mean {close[0]}?" if close else "look at the spelling"
-        raise InputError(f"{kind} needs a name in {module_name}, got {name}: {hint}")
-    return getattr(found, name)
-
-
-def source_digest(name: Any) -> str | None:
-    """Return the SHA-256 of the file that a ``module:function`` is in, None of other names."""
-    if not (isinstance(name, str) and ":" in name):
-        return None
-    module_name = name.partition(":")[0]
-    known = sys.modules.get(module_name)
-    origin = getattr(known, "__file__", None) if known else None
-    if origin is None:
-        found = find_spec(module_name)
-        origin = found.origin if found else None
-    return hashlib.sha256(Path(origin).read_bytes()).hexdigest() if origin else None
 
 
 def usable_device(name: str) -> torch.device:
@@ -419,52 +366,6 @@ def usable_device(name: str) -> torch.device:
     if where.type not in ("cpu", "cuda"):
         raise InputError(f"device needs to be cpu or cuda, got {name}: choose one of them")
     return where
-
-
-def _require_given(key: str, value: Any, *, explicit: bool) -> None:
-    if not isinstance(value, str) or explicit:
-        return
-    if value.startswith("object "):
-        raise InputError(
-            f"the {key} of this run was an object in memory ({value[7:]}), which no file can keep: "
-            f"pass {key}="
-        )
-    if ":" in value and value not in GIVEN:
-        raise InputError(
-            f"the run's file names the {key} {value}, and importing it can run any code: give "
-            f"{key} {value} yourself, or trust the file with trust_spec"
-        )
-
-
-def _called(f: Callable[..., Any], kind: str, name: Any, options: dict[str, Any]) -> Any:
-    """Return f(**options); its own errors are told as the user's."""
-    if not callable(f):
-        raise InputError(f"{kind} needs a function, got a {type(f).__name__} as {_shown(name)}")
-    try:
-        inspect.signature(f).bind(**options)
-    except TypeError as error:
-        raise InputError(f"{kind} {_shown(name)} cannot be called so: {error}") from error
-    except ValueError:
-        pass  # a builtin without a signature
-    try:
-        return f(**options)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{kind} {_shown(name)} failed: {_located(error)}") from error
-
-
-def _located(error: BaseException) -> str:
-    """Return type, text and place of somebody else's error, in one line."""
-    frame = error.__traceback__
-    while frame and frame.tb_next:
-        frame = frame.tb_next
-    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
-    return " ".join(f"{type(error).__name__} {error}{place}".split())
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else f"object {named(value)}"
 
 
 def _example_shape(part: Part) -> list[int]:
@@ -491,8 +392,8 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
             outputs, again = (
                 probe.outputs(probe.theta, on_device(where, inputs)) for _ in range(2)
             )
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"the model rejects the inputs: {_located(error)}") from error
+    except Exception as error:
+        raise InputError(f"the model rejects the inputs: {located(error)}") from error
     if not isinstance(outputs, Tensor):
         raise InputError(f"a model needs to return a tensor, got a {type(outputs).__name__}")
     if not torch.equal(outputs.nan_to_num(), again.nan_to_num()):
@@ -505,7 +406,8 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
         labels = [parts.train[1], parts.test[1]]
         low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
         inside = low >= 0 and high < outputs.shape[1]
-        if loss is LOSSES["cross_entropy"] and not inside:
+        by_class = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+        if by_class and not inside:
             raise InputError(
                 f"cross_entropy needs a class for each output, 0 to {outputs.shape[1] - 1}, got "
                 f"{low} to {high}: change the targets or the model"
@@ -516,35 +418,6 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
         probe.value(probe.theta)
     except InputError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"the loss rejects outputs and targets: {_located(error)}") from error
+    except Exception as error:
+        raise InputError(f"the loss rejects outputs and targets: {located(error)}") from error
     return metrics
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor], name: str) -> None:
-    """Load the weights: every one of the model, no other, of its shape and kind."""
-    wanted = model.state_dict()
-    problems = {
-        "is missing": [k for k in wanted if k not in weights],
-        "is not in the model": [k for k in weights if k not in wanted],
-    }
-    for what, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(f"{name} needs the tensors of the model: {keys[0]}{more} {what}")
-    for key, value in weights.items():
-        want = wanted[key]
-        if value.shape != want.shape:
-            raise InputError(
-                f"{name} needs the shapes of the model: {key} is {tuple(value.shape)}, the model "
-                f"has {tuple(want.shape)}"
-            )
-        if value.is_floating_point() != want.is_floating_point() or value.is_complex():
-            raise InputError(
-                f"{name} needs the kinds of the model: {key} is {value.dtype}, the model has "
-                f"{want.dtype}"
-            )
-        if not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            raise ComputationError(f"{name} needs finite weights: {key} holds {bad} that are not")
-    model.load_state_dict(weights)

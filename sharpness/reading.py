@@ -29,11 +29,15 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """
     path = Path(path)
     raw = regular_bytes(path)
-    if not zipfile.is_zipfile(path):
-        raise ComputationError(f"{path} {_diagnosis(raw)}: save model.state_dict() by torch.save")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ComputationError(
+                f"{path} {_diagnosis(raw)}: save model.state_dict() by torch.save"
+            )
         with zipfile.ZipFile(path) as members:
             damaged = members.testzip()
+    except ComputationError:
+        raise
     except Exception as error:
         raise ComputationError(f"{path} is damaged: {error}: get it again") from error
     if damaged:
@@ -47,13 +51,49 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
         ) from error
     weights = _state_dict(content, path)
     for name, tensor in weights.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ComputationError(f"{path} needs dense tensors: {name} is {tensor.layout}")
+        plain = tensor.layout is torch.strided and not tensor.is_meta
+        if not plain or tensor.is_quantized or tensor.is_nested:
+            raise ComputationError(
+                f"{path} needs dense tensors: {name} is {tensor.layout} on {tensor.device}, of "
+                f"{tensor.dtype}{' and nested' * tensor.is_nested}"
+            )
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             raise ComputationError(f"{path} needs plain tensors: {name} is a {type(tensor)}")
         if tensor.numel() * tensor.element_size() > len(raw):
             raise ComputationError(f"{path} is no honest file: {name} claims more than it holds")
     return weights, hashlib.sha256(raw).hexdigest()
+
+
+def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> None:
+    """Refuse weights that are not every tensor wanted and no other, each of its shape and kind.
+
+    Raises:
+        InputError: If a tensor is missing, unknown, or of another shape or kind.
+        ComputationError: If one holds a number that is not finite.
+    """
+    problems = {
+        "is missing": [k for k in wanted if k not in weights],
+        "is not in the model": [k for k in weights if k not in wanted],
+    }
+    for what, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(f"{name} needs the tensors of the model: {keys[0]}{more} {what}")
+    for key, value in weights.items():
+        want = wanted[key]
+        if value.shape != want.shape:
+            raise InputError(
+                f"{name} needs the shapes of the model: {key} is {tuple(value.shape)}, the model "
+                f"has {tuple(want.shape)}"
+            )
+        if value.is_floating_point() != want.is_floating_point() or value.is_complex():
+            raise InputError(
+                f"{name} needs the kinds of the model: {key} is {value.dtype}, the model has "
+                f"{want.dtype}"
+            )
+        bad = int((~torch.isfinite(value.to(want.dtype))).sum())  # also beyond its range
+        if bad:
+            raise ComputationError(f"{name} needs finite weights: {key} holds {bad} that are not")
 
 
 def regular_bytes(path: Path) -> bytes:
@@ -77,14 +117,13 @@ def regular_bytes(path: Path) -> bytes:
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
-        for key in KEYS:
-            if isinstance(content.get(key), dict):
-                return _state_dict(content[key], path)
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            prefixed = [str(name).startswith(PREFIX) for name in content]
+        inside = [content[key] for key in KEYS if isinstance(content.get(key), dict)]
+        weights = inside[0] if inside else content
+        if weights and all(isinstance(value, Tensor) for value in weights.values()):
+            prefixed = [str(name).startswith(PREFIX) for name in weights]
             cut = len(PREFIX) if all(prefixed) else 0
-            return {str(name)[cut:]: value.detach() for name, value in content.items()}
-        found = ", ".join(map(str, list(content)[:5])) or "nothing"
+            return {str(name)[cut:]: value.detach() for name, value in weights.items()}
+        found = ", ".join(map(str, list(weights)[:5])) or "nothing"
     else:
         found = f"a {type(content).__name__}"
     raise ComputationError(

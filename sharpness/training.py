@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
-from sharpness.objective import Objective, arguments, named, on_device
+from sharpness.names import shown
+from sharpness.objective import Objective, arguments, on_device
 from sharpness.problem import DTYPES, MICRO_BATCH, Problem, pose, seeded, solution
 from sharpness.results import Run, Solution
-from sharpness.vectors import flatten
+from sharpness.vectors import flatten, stream
 
 UPDATES = 20_000  # the cap where neither epochs nor updates is given
 STOP_LOSS = 1e-2  # the goal where nothing else ends the training
@@ -168,10 +168,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 def record(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as JSON values; an object becomes the words ``object NAME``."""
     values = asdict(replace(config, model=None, data=None, loss=None))
-    for key in ("model", "data", "loss"):
-        value = getattr(config, key)
-        values[key] = value if isinstance(value, str) else f"object {named(value)}"
-    return values
+    return values | {key: shown(getattr(config, key)) for key in ("model", "data", "loss")}
 
 
 @contextmanager
@@ -247,7 +244,7 @@ class _Training:
         part, where = self.problem.data.train, self.parameters[0].device
         total = size(part)
         while True:
-            rng = np.random.default_rng((self.config.order_seed or 0, self.epoch))
+            rng = stream(self.config.order_seed or 0, self.epoch)
             order = torch.from_numpy(rng.permutation(total))
             shuffled = take(part, order)
             for inputs, targets in batches(shuffled, self.config.batch_size):

@@ -7,18 +7,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sharpness.errors import InputError
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Return NumPy's generator of a seed and a key; other seeds and other keys do not overlap.
+
+    Raises:
+        InputError: If the seed is no whole number of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"a seed needs to be a whole number of at least 0, got {seed}: change it")
+    # In one tuple, a seed above 2^32 would be two words: that of another seed and key.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
 
 def gaussian(n: int, seed: int, i: int, *, like: Tensor) -> Tensor:
     """Return the i-th standard normal vector of stream ``seed``, the same on every device.
 
     Streams do not overlap: (seed, i + 1) and (seed + 1, i) are different vectors.
     """
-    return torch.from_numpy(np.random.default_rng((seed, i)).standard_normal(n)).to(like)
+    return torch.from_numpy(stream(seed, i).standard_normal(n)).to(like)
 
 
 def uniform(n: int, seed: int, i: int) -> Tensor:
     """Return the i-th vector of stream ``seed``, uniform on [-1, 1], float64 on the CPU."""
-    return torch.from_numpy(np.random.default_rng((seed, i, 1)).uniform(-1, 1, n))
+    return torch.from_numpy(stream(seed, i, 1).uniform(-1, 1, n))
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

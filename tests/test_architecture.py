@@ -11,7 +11,8 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "results", "vectors", "distributed"},
+    {"errors"},
+    {"results", "vectors", "distributed", "names"},
     {"data", "models", "objective", "schedules", "reading", "store", "journal", "plots"},
     {"problem", "curvature"},
     {"training", "lanczos"},

@@ -20,7 +20,7 @@ import torch
 from sharpness.cli import COMMANDS, main, sharpness as group
 
 import sharpness as sh
-from sharpness import problem
+from sharpness import names
 from sharpness.training import cpu_threads
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -115,7 +115,7 @@ def forget() -> None:
     """Be as a fresh process, to which nobody has named a module yet."""
     sys.modules.pop("nets", None)
     sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
-    problem.GIVEN.clear()
+    names.GIVEN.clear()
     importlib.invalidate_caches()
 
 
@@ -791,6 +791,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_words(files: Pat
         assert process.stdout.readline() == b"sb.h5: Run\n"
         process.stdout.close()
         assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("place", ["full", "closed"])

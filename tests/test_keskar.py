@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from sharpness.experiments import RECIPES, keskar, recipe, verdict
+from sharpness.experiments import RECIPES, recipe, trainings, verdict
 from sharpness.experiments.keskar import Design, is_done, run
 
 import sharpness as sh
-from sharpness import plots, problem
+from sharpness import plots
 from sharpness.comparison import compared
+from sharpness.names import GIVEN
 from sharpness.training import cpu_threads
 
 # With clean labels the small batch meets the loss after 414 and 366 updates: the first seed's run
@@ -83,7 +84,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return step(*args, **options)
 
     for name in STEPS:
-        monkeypatch.setattr(keskar, name, partial(counted, name, getattr(keskar, name)))
+        monkeypatch.setattr(trainings, name, partial(counted, name, getattr(trainings, name)))
     return taken
 
 
@@ -96,7 +97,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     importlib.invalidate_caches()
     yield tmp_path
     sys.modules.pop("nets", None)
-    problem.GIVEN.clear()
+    GIVEN.clear()
 
 
 def names(conditions: tuple[str, ...], seeds: int) -> set[str]:

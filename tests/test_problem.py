@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpness import problem
+from sharpness import names
 from sharpness.data import digits, tensors
 from sharpness.errors import ComputationError, InputError
 from sharpness.models import mlp
@@ -78,7 +78,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(problem, "GIVEN", set())
+    monkeypatch.setattr(names, "GIVEN", set())
     known = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - known:
@@ -232,9 +232,9 @@ def test_a_name_that_stands_for_nothing_of_use_is_refused(
     (nets / "raises.py").write_text("raise OSError('no\\n disk')")
     (nets / "exits.py").write_text("import sys\nsys.exit(2)")
     (nets / "typo.py").write_text("def f(:")
-    names = {"model": norm_net, "data": SOURCE, "loss": cross_entropy, kind: value}
+    given = {"model": norm_net, "data": SOURCE, "loss": cross_entropy, kind: value}
     with pytest.raises(InputError, match=named) as caught:
-        pose(names["model"], names["data"], names["loss"])
+        pose(given["model"], given["data"], given["loss"])
     one_line(caught.value)
 
 
@@ -445,7 +445,7 @@ def loaded(nets: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = trained(**NAMES)
     assert objective_of(run).value(run.end) == run.history["train_loss"][-1]
     save("run.h5", run)
-    monkeypatch.setattr(problem, "GIVEN", set())
+    monkeypatch.setattr(names, "GIVEN", set())
     del sys.modules["nets"]
     return load_as("run.h5", Run)
 
@@ -552,6 +552,12 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_tensor(
     with pytest.raises((InputError, ComputationError), match=f"a.pt needs .*{named}") as caught:
         checkpoint(weights, tmp_path, nn.Linear(3, 2))
     one_line(caught.value)
+
+
+def test_a_complex_counter_is_refused(tmp_path: Path) -> None:
+    weights = {**norm_net().state_dict(), "1.num_batches_tracked": torch.tensor(1j)}
+    with pytest.raises(InputError, match=r"1.num_batches_tracked is torch.complex64"):
+        checkpoint(weights, tmp_path)
 
 
 def test_weights_beyond_the_range_of_the_dtype_are_refused(tmp_path: Path) -> None:

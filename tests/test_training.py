@@ -13,6 +13,7 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.problem import objective_of, solution
 from sharpness.results import Run
 from sharpness.training import OPTIMIZERS, TrainConfig, cpu_threads, resolved, train
+from sharpness.vectors import stream
 
 SMALL = TrainConfig(model_options={"widths": [8]}, train_examples=100, threads=1)
 
@@ -62,7 +63,7 @@ def by_hand(config: TrainConfig, optimizer: Any) -> Tensor:
         model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
     steps = optimizer(model.parameters())
     for epoch in range(2):
-        order = np.random.default_rng((0, epoch)).permutation(100)
+        order = stream(0, epoch).permutation(100)
         for i in range(0, 100, config.batch_size):
             chosen = torch.from_numpy(order[i : i + config.batch_size])
             steps.zero_grad()
