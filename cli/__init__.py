@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
@@ -25,7 +26,8 @@ COMMANDS = {
     "show": ("show", "What a result file holds, and what computed it."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
-AGAIN = "interrupted: the same command again continues from the files that are whole"
+CONTINUES = "interrupted: the same command again continues from the files that are whole"
+STARTS = "interrupted: nothing was written, the same command again starts over"
 
 
 class Commands(click.Group):
@@ -88,31 +90,35 @@ class Stopped(BaseException):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 a wrong request, 1 a failure, 128 + n after a signal."""
     given = list(sys.argv[1:] if args is None else args)
-    previous = signal.signal(signal.SIGTERM, _stop)
+    # click answers a KeyboardInterrupt with an empty line of its own.
+    previous = {
+        number: signal.signal(number, _stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         code = _run(given)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     sys.exit(code)
 
 
 def _run(args: list[str]) -> int:
+    if sys.stdout is None:
+        return _failed("standard output is closed: open it, or send it to a file", 1)
     try:
         code = sharpness.main(args, prog_name="sharpness", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        return _failed(AGAIN, 128 + signal.SIGINT)
-    except Stopped as stopped:
-        return _failed(AGAIN, 128 + stopped.number)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as Python's docs advise
-        return 1
+    except (Stopped, click.Abort, KeyboardInterrupt) as stopped:
+        number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+        return _failed(CONTINUES if args[0] == "run" else STARTS, 128 + number)
     except Exception as error:
         if "--debug" in args:
-            raise
+            traceback.print_exception(error)
         code = _code(error)
         if code is None:
             raise
@@ -124,7 +130,8 @@ def _code(error: Exception) -> int | None:
     """Return the exit code of a user's error, None of a bug."""
     if isinstance(error, InputError | click.UsageError):
         return 2
-    return 1 if isinstance(error, ComputationError | OSError | click.ClickException) else None
+    known = isinstance(error, ComputationError | OSError | MemoryError | click.ClickException)
+    return 1 if known or type(error).__name__ == "OutOfMemoryError" else None  # torch's
 
 
 def _text(error: Exception) -> str:

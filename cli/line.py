@@ -6,7 +6,7 @@ import click
 
 from sharpness.errors import InputError
 
-from .parameters import COMMON, Grid, analysis, overwrite, reporting, source
+from .parameters import COMMON, Grid, evaluation, overwrite, reporting, source
 from .sources import Source, answer, beside, objective, opened, request
 
 
@@ -14,7 +14,7 @@ from .sources import Source, answer, beside, objective, opened, request
 @click.argument("start", metavar="START")
 @click.argument("end", metavar="END")
 @click.option("--alphas", type=Grid(), default="-1:2:25", help="Where, as START:END:POINTS.")
-@analysis
+@evaluation
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: START-END.line.h5 beside START.")
 @overwrite
@@ -33,7 +33,6 @@ def command(start: str, end: str, **options: Any) -> None:
 
     from sharpness.landscape import line
 
-    options.pop("split")  # a line shows both parts
     a, b = opened(start, options), opened(end, options)
     _require_pair(a, b)
     low, high, points = options["alphas"]

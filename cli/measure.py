@@ -22,6 +22,7 @@ from .parameters import (
     source,
 )
 from .progress import Progress
+from .show import say
 from .sources import Source, answer, beside, objective, opened, request
 
 SHARED = ("point", "objective", "seed", "pieces", "progress")  # not options of one measure
@@ -57,7 +58,7 @@ def _command(name: str) -> click.Command:
         for run in runs:
             opened_run = opened(run, options)
             if len(runs) > 1 and not options["as_json"]:
-                click.echo(f"{opened_run.path}:")
+                say(f"{click.format_filename(opened_run.path)}:")
             compute = partial(_compute, measure, opened_run, chosen, options)
             answer(
                 beside([opened_run], name, options),

@@ -54,8 +54,10 @@ class Whole(Kind):
             number = int(value)
         except ValueError:
             self.fail(f"needs a whole number, got {value!r}", param, ctx)
-        if not self.least <= number < 2**63:
+        if number < self.least:
             self.fail(f"needs a whole number of at least {self.least}, got {value}", param, ctx)
+        if number >= 2**63:
+            self.fail(f"needs a whole number of at most {2**63 - 1}, got {value}", param, ctx)
         return number
 
 
@@ -74,7 +76,7 @@ class Grid(Kind):
             self.fail(f"needs START:END:POINTS, got {value!r}", param, ctx)
         if not (math.isfinite(start) and math.isfinite(end) and start < end):
             self.fail(f"needs a finite START below END, got {value!r}", param, ctx)
-        if points != int(points) or not 2 <= points <= 10**6:
+        if not 2 <= points <= 10**6 or points != int(points):
             self.fail(f"needs 2 to 1000000 points, got {value.split(':')[2]}", param, ctx)
         return [start, end, int(points)]
 
@@ -166,10 +168,10 @@ source = chained(
         "--trust-spec", is_flag=True, help="Import the MODULE:FUNCTION that a run's file names."
     ),
 )
-analysis = chained(
-    click.option(
-        "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
-    ),
+split = click.option(
+    "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
+)
+evaluation = chained(
     click.option(
         "--examples",
         type=Whole(1),
@@ -180,3 +182,4 @@ analysis = chained(
     click.option("--micro-batch", type=Whole(1), default=1024, help="Examples of one batch."),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
 )
+analysis = chained(split, evaluation)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 Progress = Callable[[int, int | None, str], None]
 FAST, SLOW = 0.1, 10.0  # seconds between two reports, on a terminal and elsewhere
 WIDTH = 24  # of the bar, in characters
+WIDE = 70  # columns of a terminal that has room for it
 
 
 @contextmanager
@@ -27,10 +28,10 @@ def bar(label: str, unit: str, *, quiet: bool) -> Iterator[Progress]:
         shown = now
         count = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
         filled = round(WIDTH * done / total) if total else 0
-        drawn = f" [{'#' * filled}{'.' * (WIDTH - filled)}]" if total and terminal else ""
-        text = f"{label}{drawn} {count}, {state}, {now - begun:.0f} s"
+        columns = shutil.get_terminal_size().columns - 1
+        drawn = f" [{'#' * filled}{'.' * (WIDTH - filled)}]" if total and columns > WIDE else ""
+        text = f"{label}{drawn if terminal else ''} {count}, {state}, {now - begun:.0f} s"
         if terminal:
-            columns = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"\r{text[:columns]:<{columns}}")
         else:
             sys.stderr.write(f"{text}\n")

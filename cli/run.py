@@ -21,7 +21,7 @@ from .parameters import (
     reporting,
 )
 from .progress import bar
-from .show import report
+from .show import report, say
 
 
 @click.group(context_settings=COMMON)
@@ -81,5 +81,5 @@ def keskar(quick: bool, workers: int | None, output: str | None, **options: Any)
     if options["as_json"]:
         report(found, as_json=True)
     else:
-        click.echo(recipe.summary(found))
+        say(recipe.summary(found))
     click.echo(f"{'already done' if done else 'wrote'}: {folder}", err=True)

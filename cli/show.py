@@ -32,27 +32,35 @@ def command(files: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> 
     for name in files:
         result = load(name)
         if as_json:
-            click.echo(json.dumps(as_values(result), allow_nan=False))
+            say(json.dumps(as_values(result), allow_nan=False))
             continue
-        click.echo(f"{Path(name).name}: {type(result).__name__}")
+        say(f"{click.format_filename(Path(name).name)}: {type(result).__name__}")
         report(result, as_json=False)
-        click.echo("computed by")
+        say("computed by")
         for line in tree(result.spec):
-            click.echo(f"  {line}")
+            say(f"  {line}")
         asked = request_of(name)
         if asked:
-            click.echo("asked for by")
+            say("asked for by")
             for line in tree(asked):
-                click.echo(f"  {line}")
+                say(f"  {line}")
+
+
+def say(text: str) -> None:
+    """Print a line on stdout; what goes wrong there is told with that name."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def report(result: Result, *, as_json: bool) -> None:
     """Print a result on stdout, for people or for machines."""
     if as_json:
-        click.echo(json.dumps(as_values(result), allow_nan=False))
+        say(json.dumps(as_values(result), allow_nan=False))
         return
     for line in LINES[type(result)](result):
-        click.echo(line)
+        say(line)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,7 +1,9 @@
 """From a file on the command line to a run, and from a request to a file that answers it."""
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ def opened(path: str, options: dict[str, Any]) -> Source:
     file = Path(path)
     if not file.exists():
         raise InputError(f"{path} needs to be a file that is there: look at the name")
+    if file.is_dir():
+        raise InputError(f"{path} is a directory: give the file of a run or a checkpoint")
     given = {key: options[key] for key in ("model", "data", "loss", *OF_CHECKPOINT)}
     given = {key: value for key, value in given.items() if value is not None}
     names = {key: given.get(key) for key in ("model", "data", "loss")}
@@ -53,7 +57,8 @@ def opened(path: str, options: dict[str, Any]) -> Source:
             f"{path} is no run of ours, so its model, data and loss must be given, got no "
             f"{', '.join(missing)}: add them"
         )
-    run = read(file, **given, dtype=options["dtype"])
+    with redirect_stdout(sys.stderr):  # what the user's functions print is no result
+        run = read(file, **given, dtype=options["dtype"])
     return Source(file, run, run.spec["checkpoint"]["sha256"], names)
 
 
@@ -82,6 +87,7 @@ def beside(sources: list[Source], kind: str, options: dict[str, Any]) -> Path:
     """Return the output: as given, or the inputs' names, the part if not train, and the kind."""
     if options["output"]:
         path = Path(options["output"])
+        _require_name(path)
         if path.exists() and any(path.samefile(source.path) for source in sources):
             raise InputError(f"{path} is also an input: choose another output")
         return path
@@ -107,7 +113,8 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
         record = source.run.spec["train"]
         for key in ("model", "data", "loss"):
             name = source.names.get(key) or record[key]
-            digest = source_digest(name) if source.names.get(key) else None
+            trusted = source.names.get(key) or options["trust_spec"]
+            digest = source_digest(name) if trusted else None
             if digest:
                 inputs[str(name)] = digest
     return {"command": command, "options": asked, "inputs": inputs}
@@ -130,7 +137,7 @@ def answer(
         report(load(path), as_json=options["as_json"])
         click.echo(f"already done: {path}", err=True)
         return
-    with bar(label, unit, quiet=options["quiet"]) as progress:
+    with bar(label, unit, quiet=options["quiet"]) as progress, redirect_stdout(sys.stderr):
         result = compute(progress)
     save(path, result, request=asked, overwrite=options["overwrite"])
     report(result, as_json=options["as_json"])
@@ -138,11 +145,15 @@ def answer(
 
 
 def _require_place(path: Path) -> None:
+    _require_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory: give the name of a file")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} needs to be a directory that is there: make it first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path.parent} needs to be writable: choose another output")
-    if len(path.name.encode()) > 240:
+
+
+def _require_name(path: Path) -> None:
+    if len(os.fsencode(path.name)) > 240:
         raise InputError(f"the name of an output needs at most 240 bytes, got {path.name[:40]}...")

@@ -87,14 +87,13 @@ def run(
     """
     design = Design() if design is None else design
     plan = _Plan(Path(folder), design, overwrite)
-    jobs = plan.jobs()  # checks every configuration before anything is written
     plan.folder.mkdir(parents=True, exist_ok=True)
     known = reuse(plan.comparison, plan.request, overwrite=overwrite)
     if known and plan.is_whole():
         return load_as(plan.comparison, Comparison)
     for condition in plan.conditions:
         (plan.folder / condition).mkdir(exist_ok=True)
-    share(jobs, workers=workers, unit="updates", progress=progress)
+    share(plan.jobs(), workers=workers, unit="updates", progress=progress)
     with cpu_threads(1):
         plan.lines()
     found = plan.compare()
@@ -120,8 +119,6 @@ class _Plan:
         for name, value in whole.items():
             if value < 1:
                 raise InputError(f"keskar needs {name} of at least 1, got {value}: raise it")
-        if not (design.epsilon > 0 and math.isfinite(design.epsilon)):
-            raise InputError(f"keskar needs epsilon above 0, got {design.epsilon}: change it")
         self.folder, self.design, self.overwrite = folder, design, overwrite
         problem = pose(
             design.model,
@@ -159,6 +156,11 @@ class _Plan:
             "inputs": self.inputs,
         }
         self.comparison = folder / "comparison.h5"
+        if not (design.epsilon > 0 and math.isfinite(design.epsilon)):
+            raise InputError(f"keskar needs epsilon above 0, got {design.epsilon}: change it")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} needs to be a directory, but is a file: choose another")
+        self.jobs()  # a design that cannot be met is refused before anything is written
 
     def training(self, condition: str, arm: Arm, seed: int) -> Training:
         """Return the job of one training and its analyses."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sharpness.errors import InputError
+from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Inputs, Objective, Point, fingerprint
 from sharpness.results import Solution
 
@@ -158,7 +158,35 @@ def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = 
     """Return (dy / dx)^T v, zero where y does not depend on x; the graph of y is kept."""
     if not y.requires_grad:
         return torch.zeros_like(x)
-    (product,) = torch.autograd.grad(
-        y, x, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
-    )
+    try:
+        (product,) = torch.autograd.grad(
+            y, x, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
+    except RuntimeError as error:
+        if "derivative" not in str(error):
+            raise
+        raise ComputationError(
+            f"curvature needs a second derivative, got none: {' '.join(str(error).split())}"
+        ) from error
+    if create_graph:
+        _require_differentiable(product)
     return product
+
+
+def _require_differentiable(y: Tensor) -> None:
+    """Refuse a graph with a function that its author called differentiable once.
+
+    Torch cuts the graph there, so that the product behind would be a silent zero.
+    """
+    seen, left = set(), [y.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise ComputationError(
+                "curvature needs a second derivative, got a custom function in the model or the "
+                "loss that is once_differentiable: write its backward by differentiable operations"
+            )
+        left += [following for following, _ in node.next_functions]

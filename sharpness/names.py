@@ -38,9 +38,7 @@ def resolve(value: Any, table: Mapping[str, Any], kind: str) -> Any:
             + (f"did you mean {close[0]}?" if close else "choose one")
         )
     GIVEN.add(value)
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # a console script does not look where it was started
+    _look_here()
     try:
         found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -62,12 +60,21 @@ def source_digest(name: Any) -> str | None:
     if not (isinstance(name, str) and ":" in name):
         return None
     module_name = name.partition(":")[0]
-    known = sys.modules.get(module_name)
-    origin = getattr(known, "__file__", None) if known else None
+    _look_here()
+    origin = getattr(sys.modules.get(module_name), "__file__", None)
     if origin is None:
-        found = find_spec(module_name)
-        origin = found.origin if found else None
+        try:
+            found = find_spec(module_name)
+        except (ImportError, ValueError):
+            found = None  # refused by its name when it is imported
+        origin = found.origin if found and found.has_location else None
     return hashlib.sha256(Path(origin).read_bytes()).hexdigest() if origin else None
+
+
+def _look_here() -> None:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # a console script does not look where it was started
 
 
 def require_given(key: str, value: Any, *, explicit: bool) -> None:
@@ -85,8 +92,8 @@ def require_given(key: str, value: Any, *, explicit: bool) -> None:
         )
     if ":" in value and value not in GIVEN:
         raise InputError(
-            f"the run's file names the {key} {value}, and importing it can run any code: give "
-            f"{key} {value} yourself, or trust the file with trust_spec"
+            f"the run's file names the {key} {value}, and importing it can run any code: give it "
+            f"yourself by --{key} or {key}=, or trust the file by --trust-spec or trust_spec=True"
         )
 
 

@@ -402,11 +402,13 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
             "switch dropout and other noise off where self.training is false"
         )
     metrics: dict[str, Measure] = {}
+    by_class = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+    if by_class and targets.is_floating_point():
+        _require_probabilities(parts)
     if is_labels(targets) and outputs.ndim == 2:
         labels = [parts.train[1], parts.test[1]]
         low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
         inside = low >= 0 and high < outputs.shape[1]
-        by_class = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
         if by_class and not inside:
             raise InputError(
                 f"cross_entropy needs a class for each output, 0 to {outputs.shape[1] - 1}, got "
@@ -421,3 +423,15 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     except Exception as error:
         raise InputError(f"the loss rejects outputs and targets: {located(error)}") from error
     return metrics
+
+
+def _require_probabilities(parts: Split) -> None:
+    for _, targets in (parts.train, parts.test):
+        sums = targets.sum(dim=1) if targets.ndim > 1 else torch.zeros(1)
+        # To the rounding of a float32 softmax over many classes.
+        whole = torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+        if not whole or (targets < 0).any():
+            raise InputError(
+                "cross_entropy needs classes, or probabilities of them that sum to 1, got "
+                f"{targets.dtype} of shape {tuple(targets.shape)}: choose another loss"
+            )

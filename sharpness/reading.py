@@ -72,13 +72,13 @@ def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: s
         ComputationError: If one holds a number that is not finite.
     """
     problems = {
-        "is missing": [k for k in wanted if k not in weights],
-        "is not in the model": [k for k in weights if k not in wanted],
+        "missing": [k for k in wanted if k not in weights],
+        "not in the model": [k for k in weights if k not in wanted],
     }
     for what, keys in problems.items():
         if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(f"{name} needs the tensors of the model: {keys[0]}{more} {what}")
+            verb = f"and {len(keys) - 1} more are" if len(keys) > 1 else "is"
+            raise InputError(f"{name} needs the tensors of the model: {keys[0]} {verb} {what}")
     for key, value in weights.items():
         want = wanted[key]
         if value.shape != want.shape:

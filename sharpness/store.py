@@ -105,6 +105,8 @@ def reuse(path: str | os.PathLike[str], request: Request, *, overwrite: bool = F
         return True
     if overwrite:
         return False
+    if isinstance(there, dict) and there.get("command") != asked["command"]:
+        there, asked = there.get("command"), asked["command"]
     raise InputError(
         f"{path} holds the answer to another request ({differences(there, asked)}): choose another "
         "output, or overwrite it"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
-from sharpness.names import shown
+from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
 from sharpness.problem import DTYPES, MICRO_BATCH, Problem, pose, seeded, solution
 from sharpness.results import Run, Solution
@@ -20,6 +20,7 @@ from sharpness.vectors import flatten, stream
 UPDATES = 20_000  # the cap where neither epochs nor updates is given
 STOP_LOSS = 1e-2  # the goal where nothing else ends the training
 NEAR = 2.0  # within this many times the goal, the loss is checked every 2 updates
+MOST_THREADS = 1024  # torch dies of far more
 LARGEST_SEED = 2**63 - 1
 
 
@@ -138,6 +139,10 @@ def resolved(config: TrainConfig) -> TrainConfig:
             raise InputError(
                 f"{name} needs to be a whole number of at least {least}, got {value}: change it"
             )
+    if config.threads is not None and config.threads > MOST_THREADS:
+        raise InputError(
+            f"threads need to be at most {MOST_THREADS}, got {config.threads}: take the cores"
+        )
     above = {"learning_rate": config.learning_rate, "stop_loss": config.stop_loss}
     above |= {f"checkpoint_losses {x}": x for x in config.checkpoint_losses}
     for name, number in above.items():
@@ -256,10 +261,18 @@ class _Training:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         args, kwargs = arguments(inputs)
-        outputs = self.model(*args, **kwargs)
-        loss = self.objectives["train"].loss_of_outputs(outputs, targets)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        try:
+            outputs = self.model(*args, **kwargs)
+            loss = self.objectives["train"].loss_of_outputs(outputs, targets)
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+        except (InputError, ComputationError):
+            raise
+        except (RuntimeError, ValueError) as error:  # the user's model, or no memory left
+            raise ComputationError(
+                f"training failed in update {self.updates + 1}, of a batch of {len(targets)}: "
+                f"{located(error)}"
+            ) from error
         self.updates += 1
         self.examples += len(targets)
 

@@ -631,9 +631,15 @@ def test_a_damaged_output_is_an_error_until_it_is_overwritten(files: Path, ask: 
     assert len(sh.load("sb.eigs.h5").values) == 1
 
 
-def test_debug_keeps_the_traceback(files: Path) -> None:
-    with pytest.raises(sh.InputError):
+def test_debug_shows_the_traceback_before_the_line(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
         main(["eigs", "nosuch.h5", "--debug"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith("Traceback")
+    assert told.splitlines()[-1].startswith("sharpness: error: nosuch.h5")
 
 
 def test_a_bug_keeps_its_traceback(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

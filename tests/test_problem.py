@@ -457,7 +457,9 @@ def test_a_name_that_only_a_file_gives_is_not_imported(missing: str, loaded: Run
         with pytest.raises(InputError, match=r"the run's file names .*trust_spec") as caught:
             objective_of(loaded, **options)
         assert "nets" not in sys.modules
-    assert f"give {missing} {NAMES[missing]} yourself" in one_line(caught.value)
+    told = one_line(caught.value)
+    assert f"names the {missing} {NAMES[missing]}," in told
+    assert f"by --{missing} or {missing}=" in told
 
 
 @pytest.mark.parametrize("options", [NAMES, {"trust_spec": True}], ids=["given", "trusted"])
@@ -532,7 +534,7 @@ WEIGHT, BIAS = torch.ones(2, 3), torch.zeros(2)
     [
         ({"weight": WEIGHT}, "bias is missing"),
         ({"bias": BIAS, "other": BIAS}, "weight is missing"),
-        ({"other": BIAS}, "weight and 1 more is missing"),
+        ({"other": BIAS}, "weight and 1 more are missing"),
         ({"weight": WEIGHT, "bias": BIAS, "scale": BIAS}, "scale is not in the model"),
         ({"weight": WEIGHT.T, "bias": BIAS}, r"weight is \(3, 2\), the model has \(2, 3\)"),
         ({"weight": WEIGHT, "bias": BIAS[:1]}, r"bias is \(1,\), the model has \(2,\)"),

@@ -288,6 +288,14 @@ def test_a_loss_that_is_no_longer_finite_stops_the_training() -> None:
         train(replace(SMALL, optimizer="sgd", learning_rate=1e30, updates=50, stop_loss=1e-2))
 
 
+def test_what_the_model_raises_in_training_is_told_with_the_update() -> None:
+    """BatchNorm knows no variance of one example, the last of 13 in batches of 4."""
+    model = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))
+    config = replace(SMALL, model=model, model_options={}, train_examples=13, batch_size=4)
+    with pytest.raises(ComputationError, match=r"update 4, of a batch of 1: ValueError Expected"):
+        train(replace(config, epochs=1))
+
+
 def test_every_optimizer_lowers_the_loss() -> None:
     for name in OPTIMIZERS:
         run = train(replace(SMALL, optimizer=name, learning_rate=1e-2, epochs=3))
