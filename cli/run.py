@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 from sharpness.experiments import RECIPES
-from sharpness.experiments.keskar import QUICK, Design, is_done
+from sharpness.experiments.keskar import FIGURES, QUICK, Design, is_done
 from sharpness.experiments.recipe import cores
 
 from .parameters import (
@@ -82,4 +82,5 @@ def keskar(quick: bool, workers: int | None, output: str | None, **options: Any)
         report(found, as_json=True)
     else:
         say(recipe.summary(found))
-    click.echo(f"{'already done' if done else 'wrote'}: {folder}", err=True)
+    files = ", ".join(("comparison.h5", "summary.txt", *FIGURES))
+    click.echo(f"{'already done' if done else 'wrote'}: {folder} ({files})", err=True)

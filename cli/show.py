@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sharpness.results import Comparison, Eigenpairs, Line, Result, Run, Sharpness, Solution
+from sharpness.text import interval, table
 
 from .parameters import COMMON, reporting
 
@@ -61,18 +62,6 @@ def report(result: Result, *, as_json: bool) -> None:
         return
     for line in LINES[type(result)](result):
         say(line)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, the first column to the left and all others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
 
 
 def tree(value: Any, indent: str = "") -> list[str]:
@@ -233,16 +222,6 @@ def _comparison(comparison: Comparison) -> list[str]:
                 for contrast, row in zip(comparison.contrasts, numbers, strict=True)
             ]
     return lines
-
-
-def interval(numbers: Sequence[float], digits: int = 3) -> str:
-    """Return ``estimate [low, high]``; unknown bounds are said to be so."""
-    estimate, low, high = numbers
-    if math.isnan(estimate):
-        return "unknown"
-    if math.isnan(low):
-        return f"{estimate:.{digits}g} [unknown]"
-    return f"{estimate:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
 
 
 LINES: dict[type, Callable[[Any], list[str]]] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from sharpness import plots
 from sharpness.comparison import geometric_mean, paired_difference, paired_ratio
 from sharpness.results import Comparison, Eigenpairs, Line
+from sharpness.text import interval, table
 
 from .recipe import Finding
 
@@ -153,7 +154,7 @@ def _groups(found: Comparison) -> list[str]:
     if "test_accuracy" not in measures:
         arithmetic = "the first-order share"
     return [
-        *_table(["", *(NAMES[measure] for measure in measures)], rows),
+        *table(["", *(NAMES[measure] for measure in measures)], rows),
         f"Means over seeds, geometric but of {arithmetic}. That share is the part of Metric 2.1",
         "that the gradient alone gives: where it is large, the stop was short of a minimum.",
     ]
@@ -171,11 +172,11 @@ def _contrasts(found: Comparison) -> list[str]:
         title = "and of the test loss"
         columns["test loss"] = found.ratios["test_loss_ratio"]
     rows = [
-        [contrast, str(int(pairs)), *(_interval(column[i].tolist()) for column in columns.values())]
+        [contrast, str(int(pairs)), *(interval(column[i].tolist()) for column in columns.values())]
         for i, (contrast, pairs) in enumerate(zip(found.contrasts, found.pairs, strict=True))
     ]
     return [
-        *_table(["", "pairs", *columns], rows),
+        *table(["", "pairs", *columns], rows),
         *_wrapped(
             "Paired over seeds, with 95 % t-intervals: ratios of lambda_1 and of Metric 2.1, "
             f"{title}.",
@@ -205,9 +206,9 @@ def _ratio_finding(where: str, what: str, numbers: Sequence[float]) -> Finding:
         text = f"whether {what} differs is unknown: an interval needs two pairs"
     elif shown:
         word = "larger" if low > 1 else "smaller"
-        text = f"{what} is {word} at the large batch, {_interval(numbers)} times the small batch's"
+        text = f"{what} is {word} at the large batch, {interval(numbers)} times the small batch's"
     else:
-        text = f"no difference of {what} is shown, the ratio LB / SB is {_interval(numbers)}"
+        text = f"no difference of {what} is shown, the ratio LB / SB is {interval(numbers)}"
     return Finding(f"{where.capitalize()}, {text}.", shown, low > 1, math.isnan(low))
 
 
@@ -223,10 +224,10 @@ def _generalization(where: str, found: Comparison, row: int) -> Finding:
         word = "above" if low > 0 else "below"
         text = (
             f"the test accuracy of the small batch is {word} the large batch's, the gap SB - LB "
-            f"is {_interval(numbers)} points"
+            f"is {interval(numbers)} points"
         )
     else:
-        text = f"no generalization gap is shown, SB - LB is {_interval(numbers)} points"
+        text = f"no generalization gap is shown, SB - LB is {interval(numbers)} points"
     return Finding(f"{where.capitalize()}, {text}.", shown, low > 0, math.isnan(low))
 
 
@@ -242,7 +243,7 @@ def _rate(found: Comparison) -> Finding:
             clear = numbers[1] > 1 or numbers[2] < 1
             shown |= clear
             note = "" if clear else " (no effect shown)"
-            effects.append(f"{what} by {_interval(numbers)}{note}")
+            effects.append(f"{what} by {interval(numbers)}{note}")
         parts.append(f"{' and '.join(effects)} {_where(noise, found)}")
     return Finding(
         f"At the same large batch, {times:.2f} times the rate multiplies {'; '.join(parts)}"
@@ -301,26 +302,6 @@ def _shown(measure: str, number: float) -> str:
     if measure == "train_loss":
         return f"{number:.2e}"
     return f"{number:.2f}" if measure in ARITHMETIC else f"{number:.3g}"
-
-
-def _interval(numbers: Sequence[float]) -> str:
-    estimate, low, high = numbers
-    if math.isnan(estimate):
-        return "unknown"
-    if math.isnan(low):
-        return f"{estimate:.2f} [unknown]"
-    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -202,6 +202,7 @@ class _Training:
             )
             for name, part in (("train", problem.data.train), ("test", problem.data.test))
         }
+        self.model.train()  # the objectives have modules of their own, in eval mode
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
         self.levels = sorted(config.checkpoint_losses, reverse=True)
@@ -258,7 +259,6 @@ class _Training:
                 yield on_device(where, inputs), targets.to(where)
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
-        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         args, kwargs = arguments(inputs)
         try:

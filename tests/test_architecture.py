@@ -12,7 +12,7 @@ import sharpness
 
 LAYERS = [
     {"errors"},
-    {"results", "vectors", "distributed", "names"},
+    {"results", "vectors", "distributed", "names", "text"},
     {"data", "models", "objective", "schedules", "reading", "store", "journal", "plots"},
     {"problem", "curvature"},
     {"training", "lanczos"},

@@ -1,0 +1,34 @@
+"""Numbers and tables in words, for terminals."""
+
+import math
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, the first column to the left and all others to the right.
+
+    >>> table(["arm", "loss"], [["SB", "0.1"], ["LB 600", "0.25"]])
+    ['arm     loss', 'SB       0.1', 'LB 600  0.25']
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def interval(numbers: Sequence[float]) -> str:
+    """Return ``estimate [low, high]``; what is NaN is unknown.
+
+    >>> interval((2.0, 1.5, 2.5)), interval((2.0, float("nan"), float("nan")))
+    ('2.00 [1.50, 2.50]', '2.00 [unknown]')
+    """
+    estimate, low, high = numbers
+    if math.isnan(estimate):
+        return "unknown"
+    if math.isnan(low):
+        return f"{estimate:.2f} [unknown]"
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
