@@ -116,6 +116,7 @@ def line_figure(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> bytes:
             ax = axes[i][j]
             plots.line(found, ax, legend=False)
             ax.set_ylim(lowest / 1.5, highest * 1.5)
+            plots.label_decades(ax)
             ax.set_title(f"{condition}, seed 0: {_flat(name)}", fontsize="medium", loc="left")
     handles = [h for ax in made.axes for h in ax.get_lines()]
     known = {str(h.get_label()): h for h in handles if not str(h.get_label()).startswith("_")}

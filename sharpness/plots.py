@@ -55,7 +55,7 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
     for name, values in losses.items():
         handles += _along(ax, result.alphas, values, name, BLUE, "o")
     ax.set_yscale("log")
-    _label_decades(ax, torch.cat(list(losses.values())))
+    label_decades(ax)
     ax.set_xlabel(r"position $\alpha$  (0: start, 1: end)")
     ax.set_ylabel("loss", color=BLUE)
     ax.tick_params(axis="y", colors=BLUE)
@@ -70,7 +70,15 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
         twin.set_ylabel("accuracy (%)", color=ORANGE)
         twin.tick_params(axis="y", colors=ORANGE)
     if legend:
-        ax.legend(handles=handles, fontsize="small", loc="best", framealpha=0.9)
+        # Above the axes: inside, the curves of two scales leave no free corner.
+        ax.legend(
+            handles=handles,
+            fontsize="small",
+            frameon=False,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=2,
+        )
     return twin
 
 
@@ -99,7 +107,7 @@ def eigenvalues(result: Eigenpairs, ax: Axes, *, label: str | None = None, style
     ax.set_ylabel(r"eigenvalue $\lambda_i$")
     if bool((values > 0).all()):
         ax.set_yscale("log")
-        _label_decades(ax, values)
+        label_decades(ax)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -145,7 +153,21 @@ def paired(
     ax.set_xlim(-0.4, len(table) - 0.4)
     if log:
         ax.set_yscale("log")
-        _label_decades(ax, table)
+        label_decades(ax)
+
+
+def label_decades(ax: Axes) -> None:
+    """Label a logarithmic y axis for the limits that it has now: at least some three numbers."""
+    low, high = ax.get_ylim()
+    decades = np.log10(high / low)
+    if decades > 2:
+        ax.yaxis.set_major_locator(LogLocator(base=10))
+        ax.yaxis.set_major_formatter(LogFormatterMathtext())
+    else:
+        by_parts = LogLocator(base=10, subs=(1.0, 2.0, 5.0))
+        ax.yaxis.set_major_locator(by_parts if decades > 1 else MaxNLocator(5))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:.4g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _along(
@@ -164,20 +186,3 @@ def _along(
         linewidth=1.3,
         label=f"{kind}, {part}" if part else kind,
     )
-
-
-def _label_decades(ax: Axes, values: Tensor) -> None:
-    """Label also 2 and 5 of each decade where the numbers span fewer than two."""
-    known = values[torch.isfinite(values) & (values > 0)]
-    if not len(known):
-        return
-    decades = float(known.max().log10() - known.min().log10())
-    if decades < 2:
-        # Three labels at least: the fewer decades, the more of each.
-        subs = (1.0, 2.0, 5.0) if decades > 1 else (1.0, 2.0, 3.0, 5.0, 7.0)
-        ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    else:
-        ax.yaxis.set_major_locator(LogLocator(base=10))
-        ax.yaxis.set_major_formatter(LogFormatterMathtext())
-    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -102,13 +102,16 @@ def test_partners_are_joined_and_means_have_their_intervals() -> None:
         plots.paired({}, ax)
 
 
-def test_a_narrow_logarithmic_axis_has_labels() -> None:
+@pytest.mark.parametrize("numbers", [[3.0, 4.4, 9.0], [0.98, 1.0, 1.01], [1e-3, 1e-2], [1e-9, 1]])
+def test_a_logarithmic_axis_has_labels_whatever_it_spans(numbers: list[float]) -> None:
     made, grid = plots.figure(4, 3)
-    plots.paired({"a": torch.tensor([3.0, 4.4, 9.0])}, grid[0][0])
+    plots.paired({"a": torch.tensor(numbers)}, grid[0][0])
     made.draw_without_rendering()
     low, high = grid[0][0].get_ylim()
     ticks = [t for t in grid[0][0].get_yticks() if low <= t <= high]
-    assert len(ticks) >= 3
+    labels = {t.get_text() for t in grid[0][0].get_yticklabels()}
+    assert 3 <= len(ticks) <= 12
+    assert len(labels) == len(grid[0][0].get_yticks())  # no two alike
 
 
 def test_a_picture_is_a_png_of_the_size_asked_for_and_always_the_same() -> None:
