@@ -1,5 +1,6 @@
 """Training to a given training loss, recorded: the solutions whose sharpness is compared."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,6 +160,12 @@ def resolved(config: TrainConfig) -> TrainConfig:
         )
     if config.dtype not in DTYPES:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {config.dtype!r}")
+    try:
+        json.dumps(record(config), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a configuration needs plain numbers and words, to be kept, got others: {error}"
+        ) from error
     open_ended = config.epochs is None and config.updates is None
     return replace(
         config,

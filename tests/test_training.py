@@ -274,6 +274,7 @@ def test_the_number_of_threads_is_put_back() -> None:
         ({"seed": -1}, "seed .* at least 0, got -1"),
         ({"seed": 2**63}, "seed .* got 9223372036854775808"),
         ({"checkpoint_losses": [0.5, -1.0]}, "checkpoint_losses -1"),
+        ({"model_options": {"act": nn.ReLU}}, "plain numbers and words.*not JSON serializable"),
         ({"optimizer": "adan"}, r"one of adam, sgd, got 'adan'"),
         ({"dtype": "float16"}, "one of float32, float64, got 'float16'"),
     ],
