@@ -45,8 +45,9 @@ class TrainConfig:
     batch_size: int = 32  # 1 to N; the last batch of an epoch may be smaller
     optimizer: str = "adam"
     learning_rate: float = 1e-3
-    momentum: float = 0.0  # of sgd
-    weight_decay: float = 0.0  # coupled: added to the gradient
+    momentum: float = 0.0  # of sgd and rmsprop
+    nesterov: bool = False  # of sgd with momentum
+    weight_decay: float = 0.0  # added to the gradient; of adamw, decoupled from it
     epochs: int | None = None
     updates: int | None = None
     stop_loss: float | None = None
@@ -60,27 +61,35 @@ class TrainConfig:
     threads: int | None = None  # of the CPU; what torch uses by default
 
 
-def _sgd(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+Build = Callable[[list[nn.Parameter], TrainConfig], torch.optim.Optimizer]
+
+# Their state is stored in the run by the names that torch gives it.
+OPTIMIZERS: dict[str, Build] = {
+    "adam": lambda p, c: torch.optim.Adam(
+        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+    ),
+    "adamw": lambda p, c: torch.optim.AdamW(
+        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+    ),
+    "sgd": lambda p, c: torch.optim.SGD(
+        p,
+        lr=c.learning_rate,
+        momentum=c.momentum,
+        nesterov=c.nesterov,
+        weight_decay=c.weight_decay,
         fused=True,
-    )
-
-
-def _adam(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    if config.momentum:
-        raise InputError(f"adam has no momentum of its own, got {config.momentum}: leave it 0")
-    return torch.optim.Adam(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-
-
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], TrainConfig], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "sgd": _sgd,
+    ),
+    "rmsprop": lambda p, c: torch.optim.RMSprop(
+        p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
+    ),
+    "rprop": lambda p, c: torch.optim.Rprop(p, lr=c.learning_rate),
+    "adagrad": lambda p, c: torch.optim.Adagrad(p, lr=c.learning_rate, weight_decay=c.weight_decay),
+}
+# The options that mean something to some of them only.
+TAKES = {
+    "momentum": ("sgd", "rmsprop"),
+    "nesterov": ("sgd",),
+    "weight_decay": ("adam", "adamw", "sgd", "rmsprop", "adagrad"),
 }
 
 
@@ -158,6 +167,14 @@ def resolved(config: TrainConfig) -> TrainConfig:
         raise InputError(
             f"optimizer needs to be one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}"
         )
+    for name, optimizers in TAKES.items():
+        if getattr(config, name) and config.optimizer not in optimizers:
+            raise InputError(
+                f"{name} needs {' or '.join(optimizers)}, got {getattr(config, name)} with "
+                f"{config.optimizer}: leave it out"
+            )
+    if config.nesterov and not config.momentum:
+        raise InputError("nesterov needs a momentum above 0, got 0: give one")
     if config.dtype not in DTYPES:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {config.dtype!r}")
     try:

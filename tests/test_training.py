@@ -84,8 +84,25 @@ def by_hand(config: TrainConfig, optimizer: Any) -> Tensor:
             {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
             lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
         ),
+        (
+            {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        ),
+        (
+            {"optimizer": "adamw", "weight_decay": 0.1},
+            lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1),
+        ),
+        (
+            {"optimizer": "rmsprop", "momentum": 0.5, "weight_decay": 0.01},
+            lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5, weight_decay=0.01),
+        ),
+        ({"optimizer": "rprop"}, lambda p: torch.optim.Rprop(p, lr=1e-3)),
+        (
+            {"optimizer": "adagrad", "learning_rate": 0.01, "weight_decay": 0.01},
+            lambda p: torch.optim.Adagrad(p, lr=0.01, weight_decay=0.01),
+        ),
     ],
-    ids=["adam", "adam with decay", "sgd"],
+    ids=["adam", "adam with decay", "sgd", "nesterov", "adamw", "rmsprop", "rprop", "adagrad"],
 )
 def test_training_is_the_plain_loop(options: dict[str, Any], optimizer: Any) -> None:
     config = replace(SMALL, batch_size=30, epochs=2, **options)  # 30, 30, 30 and 10
@@ -180,6 +197,22 @@ def test_the_state_of_the_optimizer_is_that_of_the_end() -> None:
     torch.testing.assert_close(one["exp_avg_sq"], 1e-3 * (10 * one["exp_avg"]).square())
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "names"),
+    [
+        ("adamw", {"exp_avg", "exp_avg_sq", "step"}),
+        ("rmsprop", {"square_avg", "step"}),
+        ("rprop", {"prev", "step_size", "step"}),
+        ("adagrad", {"sum", "step"}),
+    ],
+)
+def test_each_optimizer_leaves_its_own_state(optimizer: str, names: set[str]) -> None:
+    run = train(replace(SMALL, optimizer=optimizer, updates=2))
+    assert run.optimizer.keys() == names
+    for name in names - {"step"}:
+        assert run.optimizer[name].shape == run.end.theta.shape
+
+
 def test_a_parameter_without_gradient_has_a_blank_state() -> None:
     class Half(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -265,7 +298,10 @@ def test_the_number_of_threads_is_put_back() -> None:
         ({"weight_decay": -1.0}, "weight_decay needs to be at least 0"),
         ({"weight_decay": float("nan")}, "weight_decay .* got nan"),
         ({"momentum": 1.0}, "momentum needs to be at least 0 and below 1"),
-        ({"momentum": 0.9}, "adam has no momentum"),
+        ({"momentum": 0.9}, "momentum needs sgd or rmsprop, got 0.9 with adam"),
+        ({"optimizer": "rprop", "weight_decay": 0.1}, "weight_decay needs adam or .* with rprop"),
+        ({"nesterov": True}, "nesterov needs sgd, got True with adam"),
+        ({"optimizer": "sgd", "nesterov": True}, "nesterov needs a momentum above 0"),
         ({"label_noise": 1.0}, "label_noise .* got 1"),
         ({"epochs": 0}, "epochs .* got 0"),
         ({"updates": -1}, "updates .* got -1"),
@@ -275,7 +311,7 @@ def test_the_number_of_threads_is_put_back() -> None:
         ({"seed": 2**63}, "seed .* got 9223372036854775808"),
         ({"checkpoint_losses": [0.5, -1.0]}, "checkpoint_losses -1"),
         ({"model_options": {"act": nn.ReLU}}, "plain numbers and words.*not JSON serializable"),
-        ({"optimizer": "adan"}, r"one of adam, sgd, got 'adan'"),
+        ({"optimizer": "adan"}, r"one of adam, adamw, sgd, .*, got 'adan'"),
         ({"dtype": "float16"}, "one of float32, float64, got 'float16'"),
     ],
 )
