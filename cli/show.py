@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from sharpness.results import Comparison, Eigenpairs, Line, Result, Run, Sharpness, Solution
+from sharpness.results import (
+    Comparison,
+    Eigenpairs,
+    Line,
+    Result,
+    Run,
+    Sharpness,
+    Solution,
+    SubspaceSharpness,
+)
 from sharpness.text import interval, table
 
 from .parameters import COMMON, reporting
@@ -213,6 +222,25 @@ def _sharpness(found: Sharpness) -> list[str]:
     return lines + table(["start", "value", "on bounds", "gradients"], rows)
 
 
+def _subspace(found: SubspaceSharpness) -> list[str]:
+    spec = found.spec
+    low, high = found.interval.tolist()
+    rows = [
+        [str(i), f"{value:.8g}", f"{slope / value:.4f}" if value else "unknown"]
+        for i, (value, slope) in enumerate(
+            zip(found.draw_values.tolist(), found.draw_first_order.tolist(), strict=True), start=1
+        )
+    ]
+    known = "unknown" if math.isnan(low) else f"[{low:.6g}, {high:.6g}]"
+    return [
+        f"Metric 2.1 in subspaces of {spec['dimension']} dimensions (epsilon {found.epsilon:g}): "
+        f"{_where(spec['objective'])}",
+        f"mean {found.value:.8g} over {spec['draws']} draws, 95 % interval {known}",
+        f"loss {found.loss:.8g}; {found.gradients} gradients",
+        *table(["draw", "value", "first-order share"], rows),
+    ]
+
+
 def _comparison(comparison: Comparison) -> list[str]:
     lines = []
     for kind, found in (("ratio", comparison.ratios), ("difference", comparison.differences)):
@@ -229,5 +257,6 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Eigenpairs: _eigenpairs,
     Line: _line,
     Sharpness: _sharpness,
+    SubspaceSharpness: _subspace,
     Comparison: _comparison,
 }

@@ -11,7 +11,10 @@ from sharpness._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sharpness import plots as plots
-    from sharpness.box_sharpness import epsilon_sharpness as epsilon_sharpness
+    from sharpness.box_sharpness import (
+        epsilon_sharpness as epsilon_sharpness,
+        subspace_sharpness as subspace_sharpness,
+    )
     from sharpness.comparison import (
         compared as compared,
         paired_difference as paired_difference,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
         Run as Run,
         Sharpness as Sharpness,
         Solution as Solution,
+        SubspaceSharpness as SubspaceSharpness,
     )
     from sharpness.store import load as load, save as save
     from sharpness.training import TrainConfig as TrainConfig, train as train
@@ -58,6 +62,7 @@ HOMES = {
     # landscapes and sharpness
     "epsilon_sharpness": "box_sharpness",
     "line": "landscape",
+    "subspace_sharpness": "box_sharpness",
     # comparisons
     "compared": "comparison",
     "paired_difference": "comparison",
@@ -69,6 +74,7 @@ HOMES = {
     "Run": "results",
     "Sharpness": "results",
     "Solution": "results",
+    "SubspaceSharpness": "results",
     "load": "store",
     "save": "store",
 }

@@ -2,13 +2,14 @@
 
     phi = 100 (max f(x + y) - f(x)) / (1 + f(x)),  |y_i| <= b_i = epsilon (|x_i| + 1)
 
-after Keskar et al. (2017), Metric 2.1 with A = I. The maximum is approached from below, in the
+after Keskar et al. (2017), Metric 2.1 with A = I; in a subspace, A^T z with |z_i| <= epsilon
+(|(A^+ x)_i| + 1) takes the place of y. The maximum is approached from below, in the
 variables u = y / b on [-1, 1], by two methods: SciPy's L-BFGS-B (theirs), whose objective must be
 scaled with u or each step is some 1e-7 of the box, and whose tolerances must be zero or it stops
 where it starts; and the sign iteration u <- sign(gradient), Frank-Wolfe with unit steps, which
 climbs from vertex to vertex because a convex function has its maximum there.
 
-Letters: x = theta, n parameters, G = b * gradient(x).
+Letters: x = theta, n parameters, p dimensions of a subspace, G = b * gradient.
 """
 
 import math
@@ -22,8 +23,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from sharpness.errors import ComputationError, InputError
+from sharpness.intervals import t_interval
 from sharpness.objective import Objective, Point, fingerprint
-from sharpness.results import Sharpness, Solution
+from sharpness.results import Sharpness, Solution, SubspaceSharpness
 from sharpness.vectors import gaussian, uniform
 
 # A displacement of fewer units in the last place of a weight is rounded away.
@@ -77,28 +79,9 @@ def epsilon_sharpness(
     here = objective.at(objective.theta if point is None else point)
     _require(epsilon, starts, sign_starts, iterations, here.theta)
     box = _Box(objective, here, epsilon)
-    runs = [("L-BFGS-B", i) for i in range(starts)] + [("sign", i) for i in range(sign_starts)]
-    pieces = {} if pieces is None else pieces
-    found: list[Tensor] = []  # (n + 2,) each: rise, gradients, u
-    for done, (method, i) in enumerate(runs, start=1):
-        name = f"{method} {i}"
-        if name not in pieces:
-            climb = _Climb(box)
-            if method == "sign":
-                _sign_iteration(climb, _vertex(box, seed, i), iterations)
-            else:
-                _lbfgsb(climb, uniform(len(here.theta), seed, i).numpy(), iterations)
-            pieces[name] = torch.from_numpy(np.array([climb.best, climb.gradients, *climb.u]))
-        found.append(pieces[name])
-        if progress:
-            highest = max(float(piece[0]) for piece in found)
-            progress(done, len(runs), f"value {box.metric(highest):.4g}")
-    ends = torch.stack(found)  # (s, n + 2)
-    best = ends[ends[:, 0].argmax()]
-    displacement = box.displacement(best[2:])
-    maximum = float(objective.value(Solution(here.theta + displacement, here.buffers)))
-    if not maximum > box.loss:  # no start rose above the center: its maximum is the center itself
-        displacement, maximum = torch.zeros_like(displacement), box.loss
+    runs = _runs(starts, sign_starts)
+    ends = _climbs(box, runs, iterations, seed, {} if pieces is None else pieces, progress)
+    displacement, maximum = box.highest(ends)
     on_bounds = (ends[:, 2:].abs() >= 1).double().mean(dim=1)
     return Sharpness(
         value=box.metric(maximum - box.loss),
@@ -128,12 +111,138 @@ def epsilon_sharpness(
     )
 
 
-class _Box:
-    """The loss as a function of u on [-1, 1]^n, in float64 on the host, as SciPy wants it."""
+def subspace_sharpness(
+    objective: Objective,
+    point: Point | None = None,
+    *,
+    epsilon: float = 1e-3,
+    dimension: int = 100,
+    draws: int = 5,
+    starts: int = 2,
+    sign_starts: int = 3,
+    iterations: int = 10,
+    seed: int = 0,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> SubspaceSharpness:
+    """Return Metric 2.1 in random subspaces of p dimensions: mean and spread over draws of A.
 
-    def __init__(self, objective: Objective, here: Solution, epsilon: float) -> None:
-        self.objective, self.here = objective, here
-        self.b = epsilon * (here.theta.double().abs() + 1)  # (n,)
+    The columns of A are Gaussian and not normalized: with orthonormal ones, the numbers of Keskar
+    et al. (2017, Table 4) would need eigenvalues of more than 1000.
+
+    Cost: as ``epsilon_sharpness`` for each draw; p vectors of memory.
+
+    Args:
+        point: The center, a Solution or theta of shape (n,). Default: the model as it came.
+        epsilon: Of the box; Keskar et al. use 1e-3 and 5e-4.
+        dimension: p, of the subspace; 100 in the paper.
+        draws: Of A; two at least give an interval.
+        starts: Of L-BFGS-B in each subspace, uniform in the box.
+        sign_starts: Of the sign iteration in each subspace.
+        iterations: Of one start at most; 10 in the paper.
+        seed: Of A and of all starts.
+        progress: Called after each draw.
+
+    Raises:
+        InputError: If a number is not in its range, or p is larger than n.
+        ComputationError: If the loss or its gradient at the center is not finite.
+
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> f = Objective(model, [(torch.ones(1, 1).double(),) * 2], lambda z, _: z.mean())
+    >>> found = subspace_sharpness(f, torch.zeros(1).double(), dimension=1, draws=2)
+    >>> bool(found.interval[0] <= found.value <= found.interval[1])
+    True
+    """
+    here = objective.at(objective.theta if point is None else point)
+    _require(epsilon, starts, sign_starts, iterations, here.theta)
+    n = len(here.theta)
+    if draws < 1 or not 1 <= dimension <= n:
+        raise InputError(
+            f"subspace_sharpness needs a draw and 1 <= dimension <= {n}, got draws={draws}, "
+            f"dimension={dimension}: change them"
+        )
+    values: list[float] = []
+    slopes: list[float] = []
+    gradients = 0
+    for draw in range(draws):
+        first = draw * dimension  # the rows of A are other vectors of the stream in each draw
+        rows = (gaussian(n, seed, first + i, like=here.theta) for i in range(dimension))
+        box = _Box(objective, here, epsilon, torch.stack(list(rows)))
+        ends = _climbs(box, _runs(starts, sign_starts), iterations, seed + draw, {}, None)
+        _, maximum = box.highest(ends)
+        values.append(box.metric(maximum - box.loss))
+        slopes.append(box.metric(float(box.G.abs().sum())))
+        gradients += 1 + int(ends[:, 1].sum())
+        if progress:
+            progress(draw + 1, draws, f"value {values[-1]:.4g}")
+    mean, low, high = t_interval(torch.tensor(values, dtype=torch.float64))
+    return SubspaceSharpness(
+        value=mean,
+        stderr=float(np.std(values, ddof=1) / math.sqrt(draws)) if draws > 1 else math.nan,
+        interval=torch.tensor([low, high], dtype=torch.float64),
+        epsilon=float(epsilon),
+        loss=box.loss,
+        gradients=gradients,
+        draw_values=torch.tensor(values, dtype=torch.float64),
+        draw_first_order=torch.tensor(slopes, dtype=torch.float64),
+        spec={
+            "algorithm": "subspace_sharpness",
+            "epsilon": epsilon,
+            "dimension": dimension,
+            "columns": "gaussian",
+            "draws": draws,
+            "starts": starts,
+            "sign_starts": sign_starts,
+            "iterations": iterations,
+            "seed": seed,
+            "point": fingerprint(here),
+            "objective": objective.spec,
+        },
+    )
+
+
+def _runs(starts: int, sign_starts: int) -> list[tuple[str, int]]:
+    return [("L-BFGS-B", i) for i in range(starts)] + [("sign", i) for i in range(sign_starts)]
+
+
+def _climbs(
+    box: "_Box",
+    runs: list[tuple[str, int]],
+    iterations: int,
+    seed: int,
+    pieces: MutableMapping[str, Tensor],
+    progress: Callable[[int, int | None, str], None] | None,
+) -> Tensor:
+    """Return what each start found, a row (p + 2,) each: rise, gradients, u."""
+    found: list[Tensor] = []
+    for done, (method, i) in enumerate(runs, start=1):
+        name = f"{method} {i}"
+        if name not in pieces:
+            climb = _Climb(box)
+            if method == "sign":
+                _sign_iteration(climb, _vertex(box, seed, i), iterations)
+            else:
+                _lbfgsb(climb, uniform(len(box.b), seed, i).numpy(), iterations)
+            row = np.concatenate([[climb.best, climb.gradients], climb.u])
+            pieces[name] = torch.from_numpy(row)
+        found.append(pieces[name])
+        if progress:
+            highest = max(float(piece[0]) for piece in found)
+            progress(done, len(runs), f"value {box.metric(highest):.4g}")
+    return torch.stack(found)
+
+
+class _Box:
+    """The loss as a function of u on [-1, 1]^p, in float64 on the host, as SciPy wants it.
+
+    Args:
+        A: Rows that span a subspace, shape (p, n). Default: the whole space, p = n.
+    """
+
+    def __init__(
+        self, objective: Objective, here: Solution, epsilon: float, A: Tensor | None = None
+    ) -> None:
+        self.objective, self.here, self.A = objective, here, A
+        self.b = epsilon * (self._coordinates(here.theta).double().abs() + 1)  # (p,)
         self.loss = float(objective.value(here))
         _, slope = objective.value_and_gradient(here)
         if not (math.isfinite(self.loss) and torch.isfinite(slope).all()):
@@ -141,21 +250,44 @@ class _Box:
                 f"epsilon_sharpness needs a finite loss and gradient at the center, got a loss of "
                 f"{self.loss}: look at the solution"
             )
-        self.G = self.b * slope.double()  # (n,)
+        self.G = self.b * self._components(slope).double()  # (p,)
         steepest = float(self.G.abs().mean())
         # Unscaled, the first step is the gradient itself: some 1e-7 of a box of size 1.
         self.scale = max(1 / epsilon**2, 10 / steepest if steepest else 0.0)
 
     def displacement(self, u: Tensor) -> Tensor:
-        """Return y = b u, shape (n,), in the dtype of theta."""
-        return (self.b * u.to(self.b.device)).to(self.here.theta)
+        """Return y = b u, or A^T (b u), shape (n,), in the dtype of theta."""
+        z = (self.b * u.to(self.b.device)).to(self.here.theta)
+        return z if self.A is None else z @ self.A
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        """Return the least-squares coordinates of x in the subspace, shape (p,)."""
+        if self.A is None:
+            return x
+        gram, right = (self.A @ self.A.T).double(), (self.A @ x).double()
+        return torch.linalg.solve(gram, right)
+
+    def _components(self, slope: Tensor) -> Tensor:
+        """Return the gradient in the coordinates, shape (p,)."""
+        return slope if self.A is None else self.A @ slope
 
     def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         """Return f(x + b u) - f(x) and its gradient in u, shape (n,), from one pass."""
         there = self.here.theta + self.displacement(torch.from_numpy(u))
         value, slope = self.objective.value_and_gradient(Solution(there, self.here.buffers))
-        both = torch.cat([value.double()[None], self.b * slope.double()]).cpu().numpy()
+        inside = self.b * self._components(slope).double()
+        both = torch.cat([value.double()[None], inside]).cpu().numpy()
         return float(both[0]) - self.loss, both[1:]
+
+    def highest(self, ends: Tensor) -> tuple[Tensor, float]:
+        """Return the best displacement, shape (n,), and the loss there, summed in float64."""
+        best = ends[ends[:, 0].argmax()]
+        displacement = self.displacement(best[2:])
+        there = Solution(self.here.theta + displacement, self.here.buffers)
+        maximum = float(self.objective.value(there))
+        if maximum > self.loss:
+            return displacement, maximum
+        return torch.zeros_like(displacement), self.loss  # the center itself is the highest
 
     def sampling_error(self, displacement: Tensor) -> float:
         """Return the standard error of the rise at this displacement; 0 if the data are whole."""
@@ -223,7 +355,9 @@ def _sign_iteration(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> 
 
 def _vertex(box: _Box, seed: int, i: int) -> np.ndarray[Any, Any]:
     """Return the vertex of the i-th sign start: along the gradient, then at random."""
-    random = torch.where(gaussian(len(box.b), seed, i, like=box.b) < 0, -1.0, 1.0).double()
+    # Other vectors than the starts of L-BFGS-B, of which there are fewer.
+    inside = uniform(len(box.b), seed, 2**16 + i).to(box.b)
+    random = torch.where(inside < 0, -1.0, 1.0).double()
     signs = torch.where(box.G == 0, random, box.G.sign()) if i == 0 else random
     return signs.cpu().numpy()
 

@@ -9,13 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sharpness.errors import InputError
+from sharpness.intervals import t_interval
 from sharpness.results import Comparison
-
-LEVEL = 0.95
 
 
 def paired_difference(a: Tensor, b: Tensor) -> tuple[float, float, float]:
@@ -36,16 +34,7 @@ def paired_difference(a: Tensor, b: Tensor) -> tuple[float, float, float]:
             f"a paired comparison needs two shapes (s,), got {tuple(a.shape)} and "
             f"{tuple(b.shape)}: give one number for each pair"
         )
-    d = a.double() - b.double()
-    d = d[~d.isnan()]
-    count = len(d)
-    if count == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(d.mean())
-    if count == 1:
-        return mean, math.nan, math.nan
-    half = float(stdtrit(count - 1, (1 + LEVEL) / 2) * d.std() / math.sqrt(count))
-    return mean, mean - half, mean + half
+    return t_interval(a.double() - b.double())
 
 
 def paired_ratio(a: Tensor, b: Tensor) -> tuple[float, float, float]:

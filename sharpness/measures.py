@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
-from sharpness.box_sharpness import epsilon_sharpness
-from sharpness.results import Sharpness
+from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
+from sharpness.results import Sharpness, SubspaceSharpness
 
-MEASURES: dict[str, Callable[..., Sharpness]] = {"epsilon-sharpness": epsilon_sharpness}
+MEASURES: dict[str, Callable[..., Sharpness | SubspaceSharpness]] = {
+    "epsilon-sharpness": epsilon_sharpness,
+    "subspace-sharpness": subspace_sharpness,
+}

@@ -95,6 +95,21 @@ class Sharpness:
 
 
 @dataclass(frozen=True)
+class SubspaceSharpness:
+    """Metric 2.1 in random subspaces, A of n x p: its mean over draws of A, and their spread."""
+
+    value: float  # mean over the draws, each the best of its starts
+    stderr: float  # of that mean; NaN with one draw
+    interval: Annotated[Tensor, "bound"]  # (2,)  Student's 95 % interval of the mean
+    epsilon: float  # the box is |z_i| <= epsilon (|(A^+ theta)_i| + 1)
+    loss: float  # at the center
+    gradients: int  # evaluations of loss and gradient, over all draws and starts
+    draw_values: Annotated[Tensor, "draw"]  # (d,)  the metric of each draw
+    draw_first_order: Annotated[Tensor, "draw"]  # (d,)  that of the linear model of the loss
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One number for each measure, group and seed, and contrasts of groups paired over seeds."""
 
@@ -110,11 +125,12 @@ class Comparison:
     spec: dict[str, Any]
 
 
-Result = Run | Eigenpairs | Line | Sharpness | Comparison
+Result = Run | Eigenpairs | Line | Sharpness | SubspaceSharpness | Comparison
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
     "Eigenpairs": Eigenpairs,
     "Line": Line,
     "Sharpness": Sharpness,
+    "SubspaceSharpness": SubspaceSharpness,
     "Comparison": Comparison,
 }

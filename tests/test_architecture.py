@@ -12,8 +12,18 @@ import sharpness
 
 LAYERS = [
     {"errors"},
-    {"results", "vectors", "distributed", "names", "text"},
-    {"data", "models", "objective", "schedules", "reading", "store", "journal", "plots"},
+    {"results", "vectors", "distributed", "names", "text", "intervals"},
+    {
+        "data",
+        "models",
+        "objective",
+        "schedules",
+        "intervals",
+        "reading",
+        "store",
+        "journal",
+        "plots",
+    },
     {"problem", "curvature"},
     {"training", "lanczos"},
     {"spectrum", "directions"},
