@@ -79,7 +79,12 @@ def _command(name: str) -> click.Command:
         computed = option(computed)
     summary = doc.split("\n\n")[0].replace("Return", "Compute", 1)
     more = "RUN is a run's file, or a checkpoint together with --model, --data and --loss."
-    return click.command(name, help=f"{summary}\n\n{more}", context_settings=COMMON)(computed)
+    return click.command(
+        name,
+        help=f"{summary}\n\n{more}",
+        short_help=" ".join(summary.split()).rstrip("."),
+        context_settings=COMMON,
+    )(computed)
 
 
 def _compute(
