@@ -27,7 +27,7 @@ COMMANDS = {
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
 CONTINUES = "interrupted: the same command again continues from the files that are whole"
-STARTS = "interrupted: nothing was written, the same command again starts over"
+STARTS = "interrupted: no file was left half-written, the same command again starts its work over"
 
 
 class Commands(click.Group):

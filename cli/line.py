@@ -57,6 +57,12 @@ def _require_pair(a: Source, b: Source) -> None:
         raise InputError(f"line needs two solutions, got {a.path} and the same again: give another")
     one, other = len(a.run.end.theta), len(b.run.end.theta)
     records = [source.run.spec["train"] for source in (a, b)]
+    for key in ("loss", "data"):
+        if records[0][key] != records[1][key]:
+            raise InputError(
+                f"line needs two runs of one {key}, got {records[0][key]} in {a.path} and "
+                f"{records[1][key]} in {b.path}: choose another pair"
+            )
     for key in ("model", "model_options"):
         if records[0][key] != records[1][key] or one != other:
             raise InputError(

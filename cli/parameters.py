@@ -175,7 +175,7 @@ evaluation = chained(
     click.option(
         "--examples",
         type=Whole(1),
-        help="Use a stratified sample of this size; its sampling error is told.",
+        help="Use a stratified sample of this size; eigenvalues and measures tell its error.",
     ),
     click.option("--dtype", type=Name("problem", "DTYPES"), help="Default: that of the run."),
     click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),

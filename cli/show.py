@@ -183,7 +183,9 @@ def _line(line: Line) -> list[str]:
         [f"{alpha:.6g}", *(f"{float(line.values[name][i]):.6g}" for name in names)]
         for i, alpha in enumerate(line.alphas.tolist())
     ]
-    return [f"distance of the ends {line.distance:.6g}", *table(["alpha", *names], rows)]
+    about = [f"distance of the ends {line.distance:.6g}"]
+    about += [_where(spec) for spec in line.spec["objectives"].values()]
+    return [*about, *table(["alpha", *names], rows)]
 
 
 def _sharpness(found: Sharpness) -> list[str]:

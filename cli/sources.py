@@ -108,9 +108,19 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     asked = {key: value for key, value in options.items() if key not in left_out}
     if "device" in asked:
         asked["device"] = device(asked["device"])
-    inputs: dict[str, str] = {part: source.sha256 for part, source in sources.items()}
+    record = next(iter(sources.values())).run.spec["train"]
+    for key in ("model", "data", "loss", "dtype"):
+        asked[key] = asked[key] or record[key]
+    if "tol" in asked and asked["tol"] is None:
+        from sharpness.lanczos import TOLERANCE
+        from sharpness.problem import DTYPES
+
+        asked["tol"] = TOLERANCE[DTYPES[asked["dtype"]]]
+    inputs: dict[str, Any] = {part: source.sha256 for part, source in sources.items()}
     for source in sources.values():
         record = source.run.spec["train"]
+        if source.run.stopped == "read":  # of its own data, which a function may read anew
+            inputs |= source.run.spec["data"]
         for key in ("model", "data", "loss"):
             name = source.names.get(key) or record[key]
             trusted = source.names.get(key) or options["trust_spec"]

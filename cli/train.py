@@ -1,6 +1,8 @@
 """``sharpness train``: the options are the fields of ``TrainConfig``."""
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import click
 
 from sharpness.names import source_digest
-from sharpness.training import TrainConfig, record, resolved, train
+from sharpness.training import TrainConfig, problem_of, record, resolved, train
 
 from .parameters import COMMON, Kind, Name, Options, Real, Whole, overwrite, reporting
 from .sources import answer
@@ -80,10 +82,12 @@ def command(output: str, **options: Any) -> None:
         TrainConfig(**{**known, "checkpoint_losses": list(known["checkpoint_losses"])})
     )
     sources = {name: source_digest(name) for name in (config.model, config.data, config.loss)}
+    with redirect_stdout(sys.stderr):  # what the user's functions print is no result
+        data = problem_of(config).spec if sources[config.data] else {}
     asked = {
         "command": "train",
         "options": record(config),
-        "inputs": {name: sha256 for name, sha256 in sources.items() if sha256},
+        "inputs": {name: sha256 for name, sha256 in sources.items() if sha256} | data,
     }
     answer(
         Path(output),

@@ -91,6 +91,12 @@ def run(
     known = reuse(plan.comparison, plan.request, overwrite=overwrite)
     if known and plan.is_whole():
         return load_as(plan.comparison, Comparison)
+    taken = [name for name in (*FIGURES, "summary.txt") if (plan.folder / name).exists()]
+    if taken and not (overwrite or plan.has_begun()):
+        raise InputError(
+            f"{plan.folder / taken[0]} exists and is no file of this recipe: choose another "
+            "output, or overwrite it"
+        )
     for condition in plan.conditions:
         (plan.folder / condition).mkdir(exist_ok=True)
     share(plan.jobs(), workers=workers, unit="updates", progress=progress)
@@ -147,6 +153,8 @@ class _Plan:
         if design.label_noise and is_labels(problem.data.train[1]) and problem.metrics:
             self.conditions["noisy"] = design.label_noise
         self.seeds = range(design.seeds)
+        trainable = (p.numel() for p in problem.model.parameters() if p.requires_grad)
+        self.ranks = min(RANKS, sum(trainable))
         names = (design.model, design.data, design.loss)
         inputs = {name: source_digest(name) for name in names}
         self.inputs = {name: sha256 for name, sha256 in inputs.items() if sha256}
@@ -156,8 +164,8 @@ class _Plan:
             "inputs": self.inputs,
         }
         self.comparison = folder / "comparison.h5"
-        if not (design.epsilon > 0 and math.isfinite(design.epsilon)):
-            raise InputError(f"keskar needs epsilon above 0, got {design.epsilon}: change it")
+        if not 1e-5 <= design.epsilon < math.inf:  # rounding of float32 weights loses less
+            raise InputError(f"keskar needs epsilon >= 1e-5, got {design.epsilon}: change it")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} needs to be a directory, but is a file: choose another")
         self.jobs()  # a design that cannot be met is refused before anything is written
@@ -183,7 +191,7 @@ class _Plan:
             str(self.folder / condition / f"{arm.key}-{seed}"),
             resolved(config),
             design.epsilon,
-            RANKS if seed == 0 else 1,
+            self.ranks if seed == 0 else 1,
             self.inputs,
             self.overwrite,
         )
@@ -213,6 +221,10 @@ class _Plan:
         made += [self.line_file(c, arm) for c in self.conditions for arm in self.arms[1:]]
         made += [self.folder / name for name in (*FIGURES, "summary.txt")]
         return [*made, self.comparison]
+
+    def has_begun(self) -> bool:
+        """Say whether a result of the design is there."""
+        return any(file.exists() for file in self.files() if file.suffix == ".h5")
 
     def is_whole(self) -> bool:
         """Say whether every file is there."""

@@ -195,6 +195,10 @@ def _remarks(found: Comparison) -> list[str]:
                 f"NOTE {count} of {len(found.seeds)} runs of {group} did not meet the training "
                 "loss: their pairs are left out"
             )
+    for name in found.ratios:
+        measure = name.removesuffix("_ratio")
+        if (found.values[measure] <= 0).any():
+            lines.append(f"NOTE {measure} is not positive in all runs: its ratios are unknown")
     if found.spec["unconverged"]:
         lines.append(f"NOTE lambda_1 of {found.spec['unconverged']} runs did not converge")
     return [*lines, ""] if lines else []
@@ -289,6 +293,8 @@ def _columns(found: Comparison, condition: str, measure: str) -> dict[str, Tenso
 
 
 def _mean_interval(numbers: Tensor, arithmetic: bool) -> tuple[float, float, float]:
+    if not arithmetic and (numbers <= 0).any():
+        return math.nan, math.nan, math.nan
     one = torch.zeros_like(numbers) if arithmetic else torch.ones_like(numbers)
     return (paired_difference if arithmetic else paired_ratio)(numbers, one)
 

@@ -285,6 +285,11 @@ class _Box:
         displacement = self.displacement(best[2:])
         there = Solution(self.here.theta + displacement, self.here.buffers)
         maximum = float(self.objective.value(there))
+        if math.isinf(maximum):
+            raise ComputationError(
+                "Metric 2.1 needs a finite loss in the box, got one that overflows: use a smaller "
+                "epsilon or float64"
+            )
         if maximum > self.loss:
             return displacement, maximum
         return torch.zeros_like(displacement), self.loss  # the center itself is the highest

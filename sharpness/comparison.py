@@ -92,7 +92,9 @@ def compared(
         for measure, numbers in table.items():
             a, b = numbers[i][both], numbers[j][both]
             if measure in positive:
-                ratios.setdefault(f"{measure}_ratio", []).append(paired_ratio(a, b))
+                usable = not ((a <= 0).any() or (b <= 0).any())  # else the ratio is unknown
+                ratio = paired_ratio(a, b) if usable else (math.nan,) * 3
+                ratios.setdefault(f"{measure}_ratio", []).append(ratio)
             else:
                 found = paired_difference(b, a)
                 differences.setdefault(f"{measure}_difference", []).append(found)
@@ -111,10 +113,11 @@ def compared(
 
 
 def geometric_mean(numbers: Tensor) -> float:
-    """Return exp of the mean logarithm of positive numbers, NaN ones left out.
+    """Return exp of the mean logarithm of numbers, NaN ones left out; NaN if one is not positive.
 
     >>> round(geometric_mean(torch.tensor([1.0, 4.0])), 6)
     2.0
     """
     known = numbers[~numbers.isnan()].double()
-    return math.exp(float(known.log().mean())) if len(known) else math.nan
+    usable = len(known) and (known > 0).all()
+    return math.exp(float(known.log().mean())) if usable else math.nan

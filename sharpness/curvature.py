@@ -89,6 +89,9 @@ class Curvature(ABC):
         return torch.stack(errors).cpu()
 
     def _product(self, v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
+        if torch.is_inference_mode_enabled():
+            raise InputError("curvature needs derivatives, got torch.inference_mode: leave it")
+
         def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
             if i in self._maps:
                 return self._maps[i](v)

@@ -216,14 +216,19 @@ def _with_noise(targets: Tensor, everything: Tensor, share: float, seed: int) ->
         return targets
     if not is_labels(targets):
         raise InputError(f"label_noise needs classes as targets, got {_described(targets)}: set 0")
-    classes = int(everything.max()) + 1
-    if classes < 2:
-        raise InputError(f"label_noise needs at least 2 classes, got {classes}: set 0")
+    labels = np.unique(everything.cpu().numpy())
+    if len(labels) < 2:
+        raise InputError(f"label_noise needs at least 2 classes, got {len(labels)}: set 0")
+    if not round(share * len(targets)):
+        raise InputError(
+            f"label_noise needs to move a label, got {share} of {len(targets)} examples: raise it"
+        )
     rng = stream(seed, 1)
     moved = torch.from_numpy(rng.choice(len(targets), round(share * len(targets)), replace=False))
-    shift = torch.from_numpy(rng.integers(1, classes, len(moved)))
+    shift = rng.integers(1, len(labels), len(moved))
+    old = np.searchsorted(labels, targets[moved].cpu().numpy())
     noisy = targets.clone()
-    noisy[moved] = ((noisy[moved].long() + shift) % classes).to(targets.dtype)
+    noisy[moved] = torch.from_numpy(labels[(old + shift) % len(labels)]).to(targets.dtype)
     return noisy
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -15,8 +15,8 @@ from torch.utils.data import (
 )
 
 from sharpness.distributed import mean_over_ranks
-from sharpness.errors import InputError
-from sharpness.names import named
+from sharpness.errors import ComputationError, InputError
+from sharpness.names import located, named
 from sharpness.results import Solution
 from sharpness.vectors import digest, flatten, unflatten
 
@@ -165,7 +165,15 @@ class Objective:
                 )
             inputs, targets = on_device(self.theta.device, batch[0]), batch[1].to(self.theta.device)
             weight = self.count(targets)
-            total = total + weight * f(i, inputs, targets)
+            try:
+                value = f(i, inputs, targets)
+            except (InputError, ComputationError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's
+                raise ComputationError(
+                    f"the model or the loss failed in batch {i}: {located(error)}"
+                ) from error
+            total = total + weight * value
             count += weight
         if not count:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
@@ -202,13 +210,17 @@ class Objective:
         here = self.at(point)
 
         def both(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
-            def loss(theta: Tensor) -> Tensor:
-                return self.batch_loss(Solution(theta, here.buffers), inputs, targets)
-
-            slope, value = grad_and_value(loss)(here.theta)
+            theta = here.theta.detach().requires_grad_()
+            value = self.batch_loss(Solution(theta, here.buffers), inputs, targets)
+            slope = torch.zeros_like(here.theta)
+            if value.requires_grad:
+                (slope,) = torch.autograd.grad(value, theta, materialize_grads=True)
             return torch.cat([value.detach().to(slope)[None], slope])
 
-        mean = self.mean(both)
+        if torch.is_inference_mode_enabled():
+            raise InputError("a gradient needs derivatives, got torch.inference_mode: leave it")
+        with torch.enable_grad():
+            mean = self.mean(both)
         return mean[0], mean[1:]
 
     def evaluate(self, point: Point) -> dict[str, Tensor]:
@@ -262,7 +274,7 @@ def _require_fixed(batches: Batches) -> None:
         raise InputError(f"{need} without a batch: start fewer ranks or give more data")
     if isinstance(batches, DataLoader):
         sampler = getattr(batches.batch_sampler, "sampler", batches.sampler)
-        if isinstance(sampler, SHUFFLING):
+        if isinstance(sampler, SHUFFLING) or getattr(sampler, "shuffle", False):
             raise InputError(f"{need} with {type(sampler).__name__}: pass shuffle=False")
-        if batches.drop_last:
+        if batches.drop_last or getattr(batches.batch_sampler, "drop_last", False):
             raise InputError(f"{need} with drop_last=True: pass drop_last=False")

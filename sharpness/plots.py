@@ -151,7 +151,7 @@ def paired(
             )
     ax.set_xticks(range(len(table)), list(columns))
     ax.set_xlim(-0.4, len(table) - 0.4)
-    if log:
+    if log and not (table <= 0).any():
         ax.set_yscale("log")
         label_decades(ax)
 

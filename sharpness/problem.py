@@ -28,7 +28,7 @@ from sharpness.errors import InputError
 from sharpness.models import MODELS
 from sharpness.names import called, located, require_given, resolve, shown
 from sharpness.objective import Measure, Objective, accuracy, on_device
-from sharpness.reading import read_checkpoint, require_match
+from sharpness.reading import read_checkpoint, require_match, unprefixed
 from sharpness.results import Run, Solution
 from sharpness.vectors import digest, flatten, stream, unflatten
 
@@ -40,6 +40,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SPLITS = ("train", "test")
 # Examples of one batch of an Objective: a constant, because another size rounds differently.
 MICRO_BATCH = 1024
+PROBE = 13  # examples of a batch when the loss is tried for being a mean
 GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
 
 
@@ -106,14 +107,16 @@ def pose(
         options = {"inputs": _example_shape(parts.train), "outputs": _outputs(parts), **options}
     builder = resolve(model, MODELS, "model")
     with seeded(seed, where):
-        module = builder if isinstance(builder, nn.Module) else None
-        module = deepcopy(module) if module else called(builder, "model", model, options)
+        module = (
+            builder if isinstance(builder, nn.Module) else called(builder, "model", model, options)
+        )
     if not isinstance(module, nn.Module):
         raise InputError(
             f"model needs a torch.nn.Module, got a {type(module).__name__} from "
             f"{shown(model)}: return the network"
         )
-    module = module.to(device=where, dtype=DTYPES[dtype])
+    # A copy, also of what a function returns: it may keep the module, or share strided storage.
+    module = deepcopy(module).to(device=where, dtype=DTYPES[dtype])
     metrics = _fit(module, parts, measure)
     return Problem(
         model=module,
@@ -183,6 +186,13 @@ def objective_of(
     record = run.spec["train"]
     given = {"model": model, "data": data, "loss": loss}
     names = {key: record[key] if value is None else value for key, value in given.items()}
+    for key, value in given.items():
+        made = record[key]
+        if isinstance(value, str) and value != made and not made.startswith("object "):
+            raise InputError(
+                f"the run was made with the {key} {made}, got {value}, which would measure "
+                "something else: leave it out"
+            )
     for key, value in names.items():
         require_given(key, value, explicit=given[key] is not None or trust_spec)
     problem = pose(
@@ -269,8 +279,16 @@ def read(
         dtype=dtype,
         device=device,
     )
-    require_match(weights, problem.model.state_dict(), Path(checkpoint).name)
+    name, wanted = Path(checkpoint).name, problem.model.state_dict()
+    weights = unprefixed(weights, wanted)
+    require_match(weights, wanted, name)
     problem.model.load_state_dict(weights)
+    for key, value in problem.model.state_dict().items():
+        if not torch.equal(value.cpu(), weights[key].to(value.dtype)):
+            raise InputError(
+                f"{name} needs one value for weights that the model ties, got another for {key}: "
+                "give the checkpoint of this model"
+            )
     return Run(
         start=None,
         end=solution(problem.model),
@@ -421,8 +439,23 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the loss rejects outputs and targets: {located(error)}") from error
+        cause = error.__cause__ or error
+        raise InputError(f"the loss rejects outputs and targets: {located(cause)}") from error
+    _require_mean(model, parts, loss)
     return metrics
+
+
+def _require_mean(model: nn.Module, parts: Split, loss: Measure) -> None:
+    """Refuse a loss that is no mean over examples: its value would depend on the batches."""
+    some = take(parts.train, torch.arange(min(64, size(parts.train))))
+    whole, split_up = (Objective(model, batches(some, examples), loss) for examples in (64, PROBE))
+    value, other = (float(f.value(f.theta)) for f in (whole, split_up))
+    # To the rounding of float32 sums; a loss that is not finite is found when it is used.
+    if math.isfinite(value) and not abs(value - other) <= 1e-4 * max(abs(value), abs(other)):
+        raise InputError(
+            f"loss needs the mean over the examples of a batch, got {value:.6g} in one batch and "
+            f"{other:.6g} in several: leave out sums, class weights and ignored targets"
+        )
 
 
 def _require_probabilities(parts: Split) -> None:

@@ -64,6 +64,13 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return weights, hashlib.sha256(raw).hexdigest()
 
 
+def unprefixed(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without the prefix of DataParallel, where the model has none."""
+    if weights.keys() == wanted.keys() or not all(name.startswith(PREFIX) for name in weights):
+        return weights
+    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+
+
 def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> None:
     """Refuse weights that are not every tensor wanted and no other, each of its shape and kind.
 
@@ -120,9 +127,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         inside = [content[key] for key in KEYS if isinstance(content.get(key), dict)]
         weights = inside[0] if inside else content
         if weights and all(isinstance(value, Tensor) for value in weights.values()):
-            prefixed = [str(name).startswith(PREFIX) for name in weights]
-            cut = len(PREFIX) if all(prefixed) else 0
-            return {str(name)[cut:]: value.detach() for name, value in weights.items()}
+            return {str(name): value.detach() for name, value in weights.items()}
         found = ", ".join(map(str, list(weights)[:5])) or "nothing"
     else:
         found = f"a {type(content).__name__}"

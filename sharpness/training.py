@@ -111,7 +111,22 @@ def train(
     (5, 'updates', [0, 3000])
     """
     config = resolved(config)
-    problem = pose(
+    problem = problem_of(config)
+    examples = size(problem.data.train)
+    if config.batch_size > examples:
+        raise InputError(
+            f"batch_size needs to be at most the {examples} training examples, got "
+            f"{config.batch_size}: lower it"
+        )
+    where = next(problem.model.parameters()).device
+    # Dropout draws from torch's own generator, which is made ours meanwhile.
+    with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
+        return _Training(config, problem).run(progress)
+
+
+def problem_of(config: TrainConfig) -> Problem:
+    """Return the problem of a configuration that is resolved."""
+    return pose(
         config.model,
         config.data,
         config.loss,
@@ -123,16 +138,6 @@ def train(
         dtype=config.dtype,
         device=config.device,
     )
-    examples = size(problem.data.train)
-    if config.batch_size > examples:
-        raise InputError(
-            f"batch_size needs to be at most the {examples} training examples, got "
-            f"{config.batch_size}: lower it"
-        )
-    where = next(problem.model.parameters()).device
-    # Dropout draws from torch's own generator, which is made ours meanwhile.
-    with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
-        return _Training(config, problem).run(progress)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -226,6 +231,8 @@ class _Training:
             )
             for name, part in (("train", problem.data.train), ("test", problem.data.test))
         }
+        kept = self.model.state_dict()
+        self.loose = {n: b.clone() for n, b in self.model.named_buffers() if n not in kept}
         self.model.train()  # the objectives have modules of their own, in eval mode
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
@@ -236,7 +243,10 @@ class _Training:
         config = self.config
         start = solution(self.model)
         last_row = 0  # the epoch of the last row of the history
-        self._row(self._evaluate("train"))
+        measured = self._evaluate("train")
+        self._row(measured)
+        if self._judge(measured["loss"]):
+            return self._result(start, "stop_loss")
         next_look = config.check_every
         for batch in self._batches():
             self._update(*batch)
@@ -250,15 +260,9 @@ class _Training:
                 continue
             measured = self._evaluate("train")
             loss = measured["loss"]
-            if not math.isfinite(loss):
-                raise ComputationError(
-                    f"training needs a finite loss, got {loss} after {self.updates} updates: "
-                    "lower the learning rate"
-                )
             if config.stop_loss is not None and loss <= NEAR * config.stop_loss:
                 next_look = self.updates + min(2, config.check_every)
-            self._keep(loss)
-            if config.stop_loss is not None and loss <= config.stop_loss:
+            if self._judge(loss):
                 done = "stop_loss"
             if progress:
                 progress(self.updates, config.updates, f"training loss {loss:.2e}")
@@ -292,7 +296,7 @@ class _Training:
             self.optimizer.step()
         except (InputError, ComputationError):
             raise
-        except (RuntimeError, ValueError) as error:  # the user's model, or no memory left
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
             raise ComputationError(
                 f"training failed in update {self.updates + 1}, of a batch of {len(targets)}: "
                 f"{located(error)}"
@@ -320,10 +324,17 @@ class _Training:
                 row[f"{part}_right"] = round(measured["accuracy"] * total)
         self.rows.append(row)
 
-    def _keep(self, loss: float) -> None:
+    def _judge(self, loss: float) -> bool:
+        """Keep what is to be kept at this training loss; say whether it meets the goal."""
+        if not math.isfinite(loss):
+            raise ComputationError(
+                f"training needs a finite loss, got {loss} after {self.updates} updates: "
+                "lower the learning rate"
+            )
         while self.levels and loss <= self.levels[0]:
             self.levels.pop(0)
             self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
+        return self.config.stop_loss is not None and loss <= self.config.stop_loss
 
     def _result(self, start: Solution, stopped: str) -> Run:
         whole = {"update", "examples", "train_right", "test_right"}
@@ -335,6 +346,13 @@ class _Training:
             for name in self.rows[0]
         }
         self.model.eval()
+        now = dict(self.model.named_buffers())
+        for name, before in self.loose.items():
+            if not torch.equal(now[name], before):
+                raise InputError(
+                    f"training needs buffers that are kept, got {name}, which changes and is not "
+                    "persistent: register it with persistent=True"
+                )
         return Run(
             start=_on_cpu(start),
             end=_on_cpu(solution(self.model)),

@@ -353,3 +353,10 @@ def test_the_gradients_of_all_draws_are_counted_and_told() -> None:
 def test_a_subspace_that_is_none_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(InputError, match="a draw and 1 <= dimension <= 5"):
         subspace_sharpness(SEPARABLE, **{"dimension": 2, **options})
+
+
+def test_a_loss_that_overflows_in_the_box_is_an_error() -> None:
+    f = quadratic(torch.eye(2).double(), numbers(1, 1), numbers(0, 0), 0.0)
+    steep = Objective(f.model, f.batches, lambda z, _: (1e6 * z.mean()).exp())
+    with pytest.raises(ComputationError, match="overflows"):
+        epsilon_sharpness(steep, epsilon=0.1)

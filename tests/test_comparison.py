@@ -78,3 +78,16 @@ def test_runs_that_missed_the_loss_leave_with_their_partners() -> None:
     assert found.values["lambda_1"].tolist() == [lambdas["SB"], lambdas["LB"]]
     assert found.groups == ["SB", "LB"]
     assert found.spec["contrasts"] == {"LB / SB": ["LB", "SB"]}
+
+
+def test_a_ratio_of_numbers_that_are_not_positive_is_unknown_and_no_error() -> None:
+    found = compared(
+        {"test_loss": {"SB": [1.0, -1.0], "LB": [2.0, 3.0]}},
+        {"SB": [True, True], "LB": [True, True]},
+        range(2),
+        {"LB / SB": ("LB", "SB")},
+        positive=["test_loss"],
+        spec={},
+    )
+    assert found.ratios["test_loss_ratio"].isnan().all()
+    assert math.isnan(geometric_mean(torch.tensor([1.0, -1.0])))

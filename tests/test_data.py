@@ -327,3 +327,14 @@ def test_label_noise_needs_another_class() -> None:
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(InputError, match="seed"):
         split(((X, Y), 6), split_seed=-1)
+
+
+def test_label_noise_moves_to_classes_that_there_are() -> None:
+    targets = torch.tensor([-1, 1, 7] * 40)
+    noisy = split(((torch.zeros(120, 1), targets), 60), label_noise=0.5, split_seed=3).train[1]
+    assert set(noisy.tolist()) == {-1, 1, 7}
+
+
+def test_label_noise_that_moves_no_label_is_refused() -> None:
+    with pytest.raises(InputError, match=r"needs to move a label, got 0\.001 of 60"):
+        split(((torch.zeros(120, 1), torch.arange(120) % 2), 60), label_noise=0.001)

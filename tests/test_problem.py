@@ -629,3 +629,57 @@ def test_a_solution_of_another_model_is_refused_and_changes_nothing(
 def test_a_model_without_trainable_parameters_has_no_solution() -> None:
     with pytest.raises(InputError, match="trainable parameters, got none"):
         solution(nn.ReLU())
+
+
+PAIR = ((torch.randn(20, 3), torch.arange(20) % 2), (torch.randn(6, 3), torch.arange(6) % 2))
+
+
+def test_a_module_that_a_function_keeps_is_copied_too() -> None:
+    net = nn.Linear(3, 2)
+    before = net.weight.clone()
+    config = TrainConfig(model=lambda: net, data=PAIR, batch_size=5, epochs=1, threads=1)
+    runs = [train(config), train(config)]
+    assert torch.equal(net.weight, before)
+    assert torch.equal(runs[0].end.theta, runs[1].end.theta)
+
+
+def test_a_run_is_not_measured_with_another_loss_than_its_own() -> None:
+    run = train(TrainConfig(model_options={"widths": []}, updates=1))
+    with pytest.raises(InputError, match="made with the loss cross_entropy, got mse"):
+        objective_of(run, loss="mse")
+    assert objective_of(run, loss="cross_entropy").value(run.end) > 0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: nn.functional.cross_entropy(z, y, reduction="sum"),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0])),
+    ],
+    ids=["sum", "class weights"],
+)
+def test_a_loss_whose_value_depends_on_the_batches_is_refused(loss: Any) -> None:
+    with pytest.raises(InputError, match="mean over the examples of a batch"):
+        pose(nn.Linear(3, 2), PAIR, loss)
+
+
+def test_a_checkpoint_with_two_values_for_tied_weights_is_refused(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    one = torch.randn(3, 3)
+    data = ((PAIR[0][0], PAIR[0][1]), (PAIR[1][0], PAIR[1][1]))
+    for factor in (1, 3):
+        torch.save({"a.weight": one, "b.weight": factor * one}, tmp_path / "a.pt")
+        if factor == 1:
+            run = read(tmp_path / "a.pt", model=Tied, data=data, loss="cross_entropy")
+            assert torch.equal(run.end.theta, one.flatten())
+        else:
+            with pytest.raises(InputError, match="one value for weights that the model ties"):
+                read(tmp_path / "a.pt", model=Tied, data=data, loss="cross_entropy")

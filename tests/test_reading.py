@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpness.errors import ComputationError, InputError
-from sharpness.reading import read_checkpoint
+from sharpness.reading import read_checkpoint, unprefixed
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(3, 2).sin(), "count": torch.arange(3)}
 
@@ -61,14 +61,16 @@ def test_weights_come_back_bit_by_bit(
     weights = {**WEIGHTS, "weight": WEIGHTS["weight"].to(dtype)}
     (tmp_path / "a.pt").write_bytes(saved(wrapped(weights)))
     got, _ = read_checkpoint(tmp_path / "a.pt")
+    got = unprefixed(got, weights)
     assert same(got, weights)
     assert not any(x.requires_grad for x in got.values())
 
 
 def test_a_module_of_that_name_is_no_prefix_of_dataparallel(tmp_path: Path) -> None:
-    weights = {"module.weight": torch.ones(2), "head.weight": torch.ones(3)}
-    (tmp_path / "a.pt").write_bytes(saved(weights))
-    assert same(read_checkpoint(tmp_path / "a.pt")[0], weights)
+    for other in ("head.weight", "module.bias"):  # also where all names of the model have it
+        weights = {"module.weight": torch.ones(2), other: torch.ones(3)}
+        (tmp_path / "a.pt").write_bytes(saved(weights))
+        assert same(unprefixed(read_checkpoint(tmp_path / "a.pt")[0], weights), weights)
 
 
 def test_tied_weights_and_views_are_welcome(tmp_path: Path) -> None:

@@ -337,3 +337,25 @@ def test_every_optimizer_lowers_the_loss() -> None:
     for name in OPTIMIZERS:
         run = train(replace(SMALL, optimizer=name, learning_rate=1e-2, epochs=3))
         assert run.history["train_loss"][-1] < run.history["train_loss"][0]
+
+
+def test_a_start_that_meets_the_goal_is_the_end() -> None:
+    run = train(replace(SMALL, stop_loss=10.0, checkpoint_losses=[100.0]))
+    assert (run.updates, run.stopped, run.checkpoint_updates.tolist()) == (0, "stop_loss", [0])
+    assert run.start is not None
+    assert torch.equal(run.start.theta, run.end.theta)
+
+
+def test_a_buffer_that_changes_and_is_not_kept_is_refused() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen += 1
+            return super().forward(x)
+
+    with pytest.raises(InputError, match="got seen, which changes and is not persistent"):
+        train(replace(SMALL, model=Counting(), model_options={}, updates=2))
