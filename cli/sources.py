@@ -102,7 +102,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     Args:
         sources: By their part in the command.
     """
-    from sharpness.names import source_digest
+    from sharpness.names import require_given, source_digest
 
     left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec"}
     asked = {key: value for key, value in options.items() if key not in left_out}
@@ -124,6 +124,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
         for key in ("model", "data", "loss"):
             name = source.names.get(key) or record[key]
             trusted = source.names.get(key) or options["trust_spec"]
+            require_given(key, name, explicit=bool(trusted))
             digest = source_digest(name) if trusted else None
             if digest:
                 inputs[str(name)] = digest
