@@ -447,11 +447,23 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
 
 def _require_mean(model: nn.Module, parts: Split, loss: Measure) -> None:
     """Refuse a loss that is no mean over examples: its value would depend on the batches."""
-    some = take(parts.train, torch.arange(min(64, size(parts.train))))
-    whole, split_up = (Objective(model, batches(some, examples), loss) for examples in (64, PROBE))
-    value, other = (float(f.value(f.theta)) for f in (whole, split_up))
+    inputs, targets = take(parts.train, torch.arange(min(64, size(parts.train))))
+    probe = Objective(model, [(inputs, targets)], loss)
+    where = probe.theta.device
+    try:
+        with torch.no_grad():
+            # Once: in other batches a model rounds otherwise, which near a loss of 0 is all.
+            z, y = probe.outputs(probe.theta, on_device(where, inputs)), targets.to(where)
+            cuts = [slice(i, i + PROBE) for i in range(0, len(y), PROBE)]
+            pieces = [len(y[cut]) * float(probe.loss_of_outputs(z[cut], y[cut])) for cut in cuts]
+            value, other = float(probe.loss_of_outputs(z, y)), sum(pieces) / len(y)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"the model or the loss rejects the data: {located(error)}") from error
+    scale = max(abs(value), sum(map(abs, pieces)) / len(y))
     # To the rounding of float32 sums; a loss that is not finite is found when it is used.
-    if math.isfinite(value) and not abs(value - other) <= 1e-4 * max(abs(value), abs(other)):
+    if math.isfinite(scale) and abs(value - other) > 1e-4 * scale:
         raise InputError(
             f"loss needs the mean over the examples of a batch, got {value:.6g} in one batch and "
             f"{other:.6g} in several: leave out sums, class weights and ignored targets"
