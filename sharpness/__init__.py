@@ -20,7 +20,12 @@ if TYPE_CHECKING:
         paired_difference as paired_difference,
         paired_ratio as paired_ratio,
     )
-    from sharpness.curvature import Dense as Dense, GaussNewton as GaussNewton, Hessian as Hessian
+    from sharpness.curvature import (
+        AdaptiveHessian as AdaptiveHessian,
+        Dense as Dense,
+        GaussNewton as GaussNewton,
+        Hessian as Hessian,
+    )
     from sharpness.errors import ComputationError as ComputationError, InputError as InputError
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
@@ -55,6 +60,7 @@ HOMES = {
     "TrainConfig": "training",
     "train": "training",
     # curvature
+    "AdaptiveHessian": "curvature",
     "Dense": "curvature",
     "GaussNewton": "curvature",
     "Hessian": "curvature",

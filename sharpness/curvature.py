@@ -131,6 +131,37 @@ class Hessian(Curvature):
         return lambda v: _vjp(slope, self.theta, v)
 
 
+class AdaptiveHessian(Hessian):
+    """diag(|theta|) H diag(|theta|), the curvature in relative changes of the parameters.
+
+    Its eigenvalues stay when a rescaling of theta by diagonal factors leaves the function alone,
+    as those of layers and neurons of a ReLU network do; those of H do not (Dinh et al. 2017, whose
+    f = (u v - 1)^2 / 2 is in the example). Source: the element-wise T of Kwon et al. (2021).
+
+    Cost: as the Hessian.
+
+    >>> class Product(torch.nn.Module):
+    ...     def __init__(self, u):
+    ...         super().__init__()
+    ...         self.w = torch.nn.Parameter(torch.tensor([u, 1 / u]))
+    ...
+    ...     def forward(self, x):
+    ...         return self.w.prod() * x
+    >>> def loss(z, y):
+    ...     return (z - y).square().mean() / 2
+    >>> data = [(torch.ones(1), torch.ones(1))]
+    >>> for u in (1.0, 100.0):  # |u| H |u| = [[1, 1], [1, 1]] at all these minima, u v = 1
+    ...     (AdaptiveHessian(Objective(Product(u), data, loss)) @ torch.tensor([1.0, 0.0])).round()
+    tensor([1., 1.])
+    tensor([1., 1.])
+    """
+
+    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> |theta| H (|theta| v) of one batch."""
+        scale, product = self.theta.detach().abs(), super().batch_map(inputs, targets)
+        return lambda v: scale * product(scale * v)
+
+
 class GaussNewton(Curvature):
     """J^T H J, with J the Jacobian of the outputs and H the Hessian of the loss in them.
 
@@ -154,7 +185,11 @@ class GaussNewton(Curvature):
 
 
 ENGINES = ("cached", "fresh")
-OPERATORS: dict[str, type[Curvature]] = {"hessian": Hessian, "gauss-newton": GaussNewton}
+OPERATORS: dict[str, type[Curvature]] = {
+    "hessian": Hessian,
+    "adaptive-hessian": AdaptiveHessian,
+    "gauss-newton": GaussNewton,
+}
 
 
 def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
