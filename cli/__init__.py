@@ -23,6 +23,8 @@ COMMANDS = {
     "eigs": ("eigs", "Top eigenvalues of the Hessian at a solution."),
     "line": ("line", "Loss and accuracy on the line between two solutions."),
     "measure": ("measure", "Measures of sharpness at solutions."),
+    "along": ("along", "Sharpness along a training, at its checkpoints."),
+    "compare": ("compare", "Runs compared: paired effects with their intervals."),
     "show": ("show", "What a result file holds, and what computed it."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }

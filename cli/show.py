@@ -18,6 +18,7 @@ from sharpness.results import (
     Sharpness,
     Solution,
     SubspaceSharpness,
+    Trajectory,
 )
 from sharpness.text import interval, table
 
@@ -243,6 +244,34 @@ def _subspace(found: SubspaceSharpness) -> list[str]:
     ]
 
 
+def _trajectory(found: Trajectory) -> list[str]:
+    rows = [
+        [
+            f"{update:,}",
+            f"{loss:.4g}",
+            f"{value:.6g}{'' if converged else ' (not converged)'}",
+            f"{residual:.1e}",
+            f"{phi:.6g}",
+            f"{slope / phi:.4f}" if phi else "unknown",
+        ]
+        for update, loss, value, converged, residual, phi, slope in zip(
+            found.updates.tolist(),
+            found.train_loss.tolist(),
+            found.lambda_1.tolist(),
+            found.converged.tolist(),
+            found.residuals.tolist(),
+            found.metric_2_1.tolist(),
+            found.first_order.tolist(),
+            strict=True,
+        )
+    ]
+    header = ["updates", "training loss", "lambda_1", "residual", "Metric 2.1", "1st-order share"]
+    return [
+        f"along training (epsilon {found.epsilon:g}): {_where(found.spec['objective'])}",
+        *table(header, rows),
+    ]
+
+
 def _comparison(comparison: Comparison) -> list[str]:
     lines = []
     for kind, found in (("ratio", comparison.ratios), ("difference", comparison.differences)):
@@ -260,5 +289,6 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Line: _line,
     Sharpness: _sharpness,
     SubspaceSharpness: _subspace,
+    Trajectory: _trajectory,
     Comparison: _comparison,
 }

@@ -43,9 +43,11 @@ if TYPE_CHECKING:
         Sharpness as Sharpness,
         Solution as Solution,
         SubspaceSharpness as SubspaceSharpness,
+        Trajectory as Trajectory,
     )
     from sharpness.store import load as load, save as save
     from sharpness.training import TrainConfig as TrainConfig, train as train
+    from sharpness.trajectory import along_training as along_training
 
 HOMES = {
     "ComputationError": "errors",
@@ -66,6 +68,7 @@ HOMES = {
     "Hessian": "curvature",
     "eigsh": "lanczos",
     # landscapes and sharpness
+    "along_training": "trajectory",
     "epsilon_sharpness": "box_sharpness",
     "line": "landscape",
     "subspace_sharpness": "box_sharpness",
@@ -81,6 +84,7 @@ HOMES = {
     "Sharpness": "results",
     "Solution": "results",
     "SubspaceSharpness": "results",
+    "Trajectory": "results",
     "load": "store",
     "save": "store",
 }

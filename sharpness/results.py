@@ -110,6 +110,23 @@ class SubspaceSharpness:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """Sharpness at the start, the checkpoints and the end of a training."""
+
+    updates: Annotated[Tensor, "updates"]  # (c,) int: done at each point, ascending
+    train_loss: Annotated[Tensor, "updates"]  # (c,)  of the examples that were used
+    lambda_1: Annotated[Tensor, "updates"]  # (c,)  largest eigenvalue of the Hessian
+    residuals: Annotated[Tensor, "updates"]  # (c,)  |H v - lambda_1 v|
+    converged: Annotated[Tensor, "updates"]  # (c,) bool
+    lambda_1_sampling_errors: Annotated[Tensor, "updates"]  # (c,)  0 if the data are whole
+    metric_2_1: Annotated[Tensor, "updates"]  # (c,)  Keskar's, at least: the best of the starts
+    first_order: Annotated[Tensor, "updates"]  # (c,)  that of the linear model of the loss
+    metric_2_1_sampling_errors: Annotated[Tensor, "updates"]  # (c,)
+    epsilon: float  # of Metric 2.1
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One number for each measure, group and seed, and contrasts of groups paired over seeds."""
 
@@ -125,12 +142,13 @@ class Comparison:
     spec: dict[str, Any]
 
 
-Result = Run | Eigenpairs | Line | Sharpness | SubspaceSharpness | Comparison
+Result = Run | Eigenpairs | Line | Sharpness | SubspaceSharpness | Trajectory | Comparison
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
     "Eigenpairs": Eigenpairs,
     "Line": Line,
     "Sharpness": Sharpness,
     "SubspaceSharpness": SubspaceSharpness,
+    "Trajectory": Trajectory,
     "Comparison": Comparison,
 }

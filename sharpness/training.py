@@ -20,7 +20,7 @@ from sharpness.vectors import flatten, stream
 
 UPDATES = 20_000  # the cap where neither epochs nor updates is given
 STOP_LOSS = 1e-2  # the goal where nothing else ends the training
-NEAR = 2.0  # within this many times the goal, the loss is checked every 2 updates
+NEAR = 2.0  # within this many times the next level, the loss is checked every 2 updates
 MOST_THREADS = 1024  # torch dies of far more
 LARGEST_SEED = 2**63 - 1
 
@@ -33,7 +33,8 @@ class TrainConfig:
     training ends at the first of ``stop_loss``, ``epochs`` and ``updates``; with none of them, at
     a training loss of 1e-2; and without epochs and updates, after 20,000 updates at the latest.
     The training loss is that of the whole training part in eval mode, looked at every
-    ``check_every`` updates and every 2 once it is within twice ``stop_loss``.
+    ``check_every`` updates and every 2 once it is within twice ``stop_loss``, or the next of
+    ``checkpoint_losses``.
     """
 
     model: Any = "mlp"
@@ -260,10 +261,10 @@ class _Training:
                 continue
             measured = self._evaluate("train")
             loss = measured["loss"]
-            if config.stop_loss is not None and loss <= NEAR * config.stop_loss:
-                next_look = self.updates + min(2, config.check_every)
             if self._judge(loss):
                 done = "stop_loss"
+            if loss <= NEAR * self._next_level():
+                next_look = self.updates + min(2, config.check_every)
             if progress:
                 progress(self.updates, config.updates, f"training loss {loss:.2e}")
             if done or fresh_epoch:
@@ -335,6 +336,10 @@ class _Training:
             self.levels.pop(0)
             self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
         return self.config.stop_loss is not None and loss <= self.config.stop_loss
+
+    def _next_level(self) -> float:
+        """Return the training loss that is waited for, 0 if none is."""
+        return max([*self.levels[:1], self.config.stop_loss or 0.0])
 
     def _result(self, start: Solution, stopped: str) -> Run:
         whole = {"update", "examples", "train_right", "test_right"}

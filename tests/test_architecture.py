@@ -28,7 +28,8 @@ LAYERS = [
     {"training", "lanczos"},
     {"spectrum", "directions"},
     {"landscape", "paths", "box_sharpness", "perturbed", "stability", "flatness"},
-    {"measures"},
+    {"measures", "trajectory"},
+    {"analyses"},
     {"comparison"},
 ]
 # These see results, never a model.

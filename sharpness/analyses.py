@@ -1,0 +1,112 @@
+"""What is computed of every run before runs are compared, each with its numbers by name."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
+from sharpness.curvature import AdaptiveHessian, Curvature, Hessian
+from sharpness.lanczos import eigsh
+from sharpness.objective import Objective
+from sharpness.results import Eigenpairs, Run, Sharpness, SubspaceSharpness
+
+# One start of L-BFGS-B and three of the sign iteration come within a few percent of twenty; all
+# runs of a comparison get the same, for the best of more starts is larger.
+STARTS: dict[str, Any] = {"starts": 1, "sign_starts": 3}
+EPSILONS = {"1e-3": 1e-3, "5e-4": 5e-4}  # of Keskar et al. (2017)
+DIMENSION = 100  # of theirs, of the subspaces
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A result at the end of a run, and what is compared of it."""
+
+    compute: Callable[..., Any]  # (objective, progress=) -> result
+    numbers: Callable[[Any], dict[str, float]]
+    options: Mapping[str, Any]  # what was chosen, for the request
+
+
+def _top(operator: type[Curvature], objective: Objective, **options: Any) -> Eigenpairs:
+    return eigsh(operator(objective), **options)
+
+
+def _in_subspaces(objective: Objective, *, epsilon: float, **options: Any) -> SubspaceSharpness:
+    p = min(DIMENSION, len(objective.theta))
+    return subspace_sharpness(objective, epsilon=epsilon, dimension=p, **STARTS, **options)
+
+
+def _eigenvalue(name: str, pairs: Eigenpairs) -> dict[str, float]:
+    return {name: float(pairs.values[0])}
+
+
+def _metric(epsilon: str, found: Sharpness | SubspaceSharpness) -> dict[str, float]:
+    if isinstance(found, SubspaceSharpness):
+        return {f"subspace_2_1_{epsilon}": found.value}
+    share = {"first_order_share": found.first_order_share} if epsilon == "1e-3" else {}
+    return {f"metric_2_1_{epsilon}": found.value, **share}
+
+
+ANALYSES = {
+    "lambda-1": Analysis(partial(_top, Hessian, k=1), partial(_eigenvalue, "lambda_1"), {"k": 1}),
+    "adaptive-lambda-1": Analysis(
+        partial(_top, AdaptiveHessian, k=1), partial(_eigenvalue, "adaptive_lambda_1"), {"k": 1}
+    ),
+    **{
+        f"metric-2-1-{name}": Analysis(
+            partial(epsilon_sharpness, epsilon=epsilon, **STARTS),
+            partial(_metric, name),
+            {"epsilon": epsilon, **STARTS},
+        )
+        for name, epsilon in EPSILONS.items()
+    },
+    **{
+        f"subspace-2-1-{name}": Analysis(
+            partial(_in_subspaces, epsilon=epsilon),
+            partial(_metric, name),
+            {"epsilon": epsilon, "dimension": DIMENSION, **STARTS},
+        )
+        for name, epsilon in EPSILONS.items()
+    },
+}
+
+
+def run_numbers(run: Run, objectives: Mapping[str, Objective] | None = None) -> dict[str, float]:
+    """Return what is compared of a run itself, by name; accuracies in percent.
+
+    Both generalization gaps of a run of its own are here: of the accuracy, train - test in points,
+    and of the loss, test - train. What a run does not know is NaN.
+
+    Args:
+        objectives: By the part of the data, ``train`` and ``test``: where the run has no history
+            of its own, as one from a checkpoint.
+
+    >>> from sharpness.training import TrainConfig, train
+    >>> found = run_numbers(train(TrainConfig(updates=1)))
+    >>> found["updates"], found["loss_gap"] == found["test_loss"] - found["train_loss"]
+    (1.0, True)
+    """
+    found = {}
+    for part in ("train", "test"):
+        if objectives is not None:
+            measured = objectives[part].evaluate(run.end)
+            found[f"{part}_loss"] = float(measured["loss"])
+            if "accuracy" in measured:
+                found[f"{part}_accuracy"] = 100 * float(measured["accuracy"])
+            continue
+        found[f"{part}_loss"] = float(run.history[f"{part}_loss"][-1])
+        if f"{part}_right" in run.history:
+            total = run.spec["data"][f"{part}_examples"]
+            found[f"{part}_accuracy"] = 100 * int(run.history[f"{part}_right"][-1]) / total
+    found["loss_gap"] = found["test_loss"] - found["train_loss"]
+    if "test_accuracy" in found:
+        found["accuracy_gap"] = found["train_accuracy"] - found["test_accuracy"]
+    if run.start is None:
+        return found | {"distance": math.nan, "updates": math.nan, "examples": math.nan}
+    way = run.end.theta.double() - run.start.theta.double()
+    return found | {
+        "distance": float(way.norm()),
+        "updates": float(run.updates),
+        "examples": float(run.history["examples"][-1]),
+    }
