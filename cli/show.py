@@ -20,7 +20,7 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
-from sharpness.text import interval, table
+from sharpness.text import table
 
 from .parameters import COMMON, reporting
 
@@ -38,10 +38,13 @@ def command(files: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> 
       sharpness show sb.h5
       sharpness show --json sb.eigs.h5
     """
+    from sharpness.findings import mismatches
     from sharpness.store import load, request_of
 
-    for name in files:
-        result = load(name)
+    results = {name: load(name) for name in files}
+    for remark in mismatches(results):
+        click.echo(remark, err=True)
+    for name, result in results.items():
         if as_json:
             say(json.dumps(as_values(result), allow_nan=False))
             continue
@@ -273,14 +276,9 @@ def _trajectory(found: Trajectory) -> list[str]:
 
 
 def _comparison(comparison: Comparison) -> list[str]:
-    lines = []
-    for kind, found in (("ratio", comparison.ratios), ("difference", comparison.differences)):
-        for name, numbers in found.items():
-            lines += [
-                f"{name.removesuffix(f'_{kind}')}: {kind} {contrast}: {interval(row.tolist())}"
-                for contrast, row in zip(comparison.contrasts, numbers, strict=True)
-            ]
-    return lines
+    from sharpness.findings import lines
+
+    return lines(comparison)
 
 
 LINES: dict[type, Callable[[Any], list[str]]] = {

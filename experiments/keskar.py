@@ -26,7 +26,6 @@ from . import verdict
 from .recipe import Job, Progress, Recipe, share
 from .trainings import ALPHAS, Training, line_between, numbers, stored
 
-POSITIVE = ("lambda_1", "metric_2_1", "train_loss", "test_loss", "updates", "distance")
 RANKS = 10  # eigenvalues of the first seed's solutions; one of all others
 FIGURES = ("sharpness.png", "line.png", "eigenvalues.png")
 
@@ -273,7 +272,6 @@ class _Plan:
             reached,
             list(self.seeds),
             contrasts,
-            positive=[m for m in POSITIVE if m in values],
             spec={
                 "recipe": "keskar",
                 "design": asdict(self.design),

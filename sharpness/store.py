@@ -128,6 +128,18 @@ def request_of(path: str | os.PathLike[str]) -> Request | None:
         return json.loads(file.attrs.get("request", b"null"))
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the type of the result in one of our files, None of any other; nothing is checked."""
+    try:
+        if seal_of(path) is None:
+            return None
+        with h5py.File(path) as file:
+            kind: bytes = file.attrs["type"]
+            return kind.decode()
+    except (OSError, KeyError):
+        return None
+
+
 def seal_of(path: str | os.PathLike[str]) -> str | None:
     """Return the SHA-256 in the seal of one of our files, None of any other."""
     with open(path, "rb") as file:

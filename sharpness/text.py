@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+SMALL = 0.1  # an estimate below it is told by two significant digits, not by two decimals
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, the first column to the left and all others to the right.
@@ -25,10 +27,13 @@ def interval(numbers: Sequence[float]) -> str:
 
     >>> interval((2.0, 1.5, 2.5)), interval((2.0, float("nan"), float("nan")))
     ('2.00 [1.50, 2.50]', '2.00 [unknown]')
+    >>> interval((0.0123, -0.0456, 0.0789))
+    '0.012 [-0.046, 0.079]'
     """
     estimate, low, high = numbers
     if math.isnan(estimate):
         return "unknown"
+    form = ".2f" if abs(estimate) >= SMALL else ".2g"
     if math.isnan(low):
-        return f"{estimate:.2f} [unknown]"
-    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+        return f"{estimate:{form}} [unknown]"
+    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"

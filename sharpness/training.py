@@ -376,6 +376,7 @@ class _Training:
                 "train": record(self.config),
                 "data": self.problem.spec,
                 "parameters": len(start.theta),
+                "end": {"train_loss": self.rows[-1]["train_loss"]},
             },
         )
 

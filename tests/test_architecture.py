@@ -31,6 +31,7 @@ LAYERS = [
     {"measures", "trajectory"},
     {"analyses"},
     {"comparison"},
+    {"findings"},
 ]
 # These see results, never a model.
 LEAVES = {
