@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from sharpness.experiments.recipe import cores, share
-from sharpness.experiments.trainings import stored
+from sharpness.experiments.trainings import analysis_request, stored
 
 from sharpness.errors import InputError
 
@@ -100,16 +100,20 @@ class _Analyses:
         from sharpness.analyses import ANALYSES
 
         source = opened(self.path, self.options)
+        inputs = request("compare", {"run": source}, self.options)["inputs"]
+        evaluation = {key: self.options[key] for key in ("examples", "micro_batch", "seed")}
+        evaluation["dtype"] = self.options["dtype"] or source.run.spec["train"]["dtype"]
+        evaluation["device"] = device(self.options["device"])
         for name, analysis in ANALYSES.items():
-            asked = request("compare", {"run": source}, {**self.options, "analysis": name})
-            asked["options"] |= analysis.options
+            asked = analysis_request(name, analysis, inputs, **evaluation)
             compute = partial(_analyzed, analysis, source, self.options)
             stored(_file(source, name), asked, compute, self.options["overwrite"])
             count(1)
 
 
 def _analyzed(analysis: "Analysis", source: Source, options: dict[str, Any]) -> "Result":
-    return analysis.compute(objective(source, {**options, "split": "train"}))
+    f = objective(source, {**options, "split": "train"})
+    return analysis.compute(f, seed=options["seed"])
 
 
 def _file(source: Source, analysis: str) -> Path:

@@ -81,6 +81,18 @@ class Grid(Kind):
         return [start, end, int(points)]
 
 
+class Several(Kind):
+    """Values of one kind with commas between them, such as 8,60,600."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.name = kind, f"{kind.name},..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
+        """Return the values, or fail in one line."""
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        return [self.kind.convert(part, param, ctx) for part in parts]
+
+
 class Options(Kind):
     """A JSON object, such as ``{"widths": [64, 64]}``."""
 

@@ -1,32 +1,34 @@
 """One training of an experiment with its analyses, each in a file of its own that is made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sharpness.box_sharpness import epsilon_sharpness
+from sharpness.analyses import ANALYSES, Analysis, metric, run_numbers, short
 from sharpness.curvature import Hessian
 from sharpness.lanczos import eigsh
 from sharpness.landscape import line
-from sharpness.problem import SPLITS, objective_of
-from sharpness.results import Eigenpairs, Line, Result, Run, Sharpness
-from sharpness.store import load_as, reuse, save, seal_of
+from sharpness.problem import MICRO_BATCH, SPLITS, objective_of
+from sharpness.results import Eigenpairs, Line, Result, Run, Trajectory
+from sharpness.store import load, load_as, reuse, save, seal_of
 from sharpness.training import TrainConfig, record, train
+from sharpness.trajectory import along_training
 
 ALPHAS = (-1, 2, 25)  # from, to, points: those of Keskar et al. (2017), Figure 3
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training with its eigenvalues and its Metric 2.1, each in a file of its own."""
+    """One training with what is computed of it, each in a file of its own."""
 
     stem: str  # of the files
     config: TrainConfig
-    epsilon: float
-    ranks: int
+    epsilon: float  # of Metric 2.1
+    ranks: int  # eigenvalues for the figure, 0 for none
     inputs: dict[str, str]
     overwrite: bool
 
@@ -40,29 +42,31 @@ class Training:
             seen = done
 
         asked = {"command": "train", "options": record(self.config), "inputs": self.inputs}
-        stored(
-            Path(f"{self.stem}.h5"),
+        self._make(".h5", asked, lambda: train(self.config, progress=tell))
+        made = {"run": seal_of(f"{self.stem}.h5"), **self.inputs}
+        for name, analysis in self.analyses().items():
+            asked = analysis_request(name, analysis, made, dtype=self.config.dtype)
+            self._make(f".{name}.h5", asked, partial(self._analyzed, analysis))
+        options = {"epsilon": self.epsilon}
+        asked = {"command": "along", "options": options, "inputs": made}
+        self._make(
+            ".along.h5",
             asked,
-            lambda: train(self.config, progress=tell),
-            self.overwrite,
+            lambda: along_training(self.objective(), self.run(), epsilon=self.epsilon),
         )
-        made = {"run": self.seal(), **self.inputs}
-        stored(
-            Path(f"{self.stem}.eigs.h5"),
-            {"command": "eigs", "options": {"k": self.ranks}, "inputs": made},
-            lambda: eigsh(Hessian(self.objective()), self.ranks),
-            self.overwrite,
-        )
-        # One start and three of the sign iteration come within a few percent of twenty.
-        options = {"epsilon": self.epsilon, "starts": 1, "sign_starts": 3}
-        stored(
-            Path(f"{self.stem}.epsilon-sharpness.h5"),
-            {"command": "measure epsilon-sharpness", "options": options, "inputs": made},
-            lambda: epsilon_sharpness(
-                self.objective(), epsilon=self.epsilon, starts=1, sign_starts=3
-            ),
-            self.overwrite,
-        )
+        if self.ranks:
+            asked = {"command": "eigs", "options": {"k": self.ranks}, "inputs": made}
+            self._make(".eigs.h5", asked, lambda: eigsh(Hessian(self.objective()), self.ranks))
+
+    def analyses(self) -> dict[str, Analysis]:
+        """Return what is computed at the end of the training, by name."""
+        chosen = {name: ANALYSES[name] for name in ("lambda-1", "adaptive-lambda-1")}
+        return chosen | {f"metric-2-1-{short(self.epsilon)}": metric(self.epsilon)}
+
+    def endings(self) -> list[str]:
+        """Return how the names of the files end."""
+        spectrum = [".eigs.h5"] if self.ranks else []
+        return [".h5", *(f".{name}.h5" for name in self.analyses()), ".along.h5", *spectrum]
 
     def seal(self) -> str | None:
         """Return the SHA-256 of the run's file."""
@@ -77,12 +81,45 @@ class Training:
         return load_as(f"{self.stem}.h5", Run)
 
     def pairs(self) -> Eigenpairs:
-        """Return the eigenpairs from their file."""
+        """Return the eigenpairs for the figure from their file."""
         return load_as(f"{self.stem}.eigs.h5", Eigenpairs)
 
-    def sharpness(self) -> Sharpness:
-        """Return the Metric 2.1 from its file."""
-        return load_as(f"{self.stem}.epsilon-sharpness.h5", Sharpness)
+    def trajectory(self) -> Trajectory:
+        """Return the sharpness along the training from its file."""
+        return load_as(f"{self.stem}.along.h5", Trajectory)
+
+    def numbers(self) -> tuple[dict[str, float], bool]:
+        """Return what is compared, by name, and whether the eigenvalues converged."""
+        found, converged = run_numbers(self.run()), True
+        for name, analysis in self.analyses().items():
+            result = load(f"{self.stem}.{name}.h5")
+            found |= analysis.numbers(result)
+            if isinstance(result, Eigenpairs):
+                converged = converged and bool(result.converged.all())
+        return found, converged
+
+    def _analyzed(self, analysis: Analysis) -> Result:
+        return analysis.compute(self.objective())
+
+    def _make(self, ending: str, asked: dict[str, Any], compute: Callable[[], Result]) -> None:
+        stored(Path(f"{self.stem}{ending}"), asked, compute, self.overwrite)
+
+
+def analysis_request(
+    name: str, analysis: Analysis, inputs: Mapping[str, Any], **evaluation: Any
+) -> dict[str, Any]:
+    """Return what the file of an analysis answers, the same for recipes and ``compare``.
+
+    Args:
+        inputs: SHA-256 of the run and of the user's modules.
+        evaluation: What is not as by default of where and on what it is computed.
+    """
+    options = {"examples": None, "device": "cpu", "micro_batch": MICRO_BATCH, "seed": 0}
+    return {
+        "command": f"compare {name}",
+        "options": {**options, **evaluation, **analysis.options},
+        "inputs": dict(inputs),
+    }
 
 
 def stored(
@@ -98,23 +135,3 @@ def line_between(start: Training, end: Training) -> Line:
     a, b = start.run(), end.run()
     objectives = {split: objective_of(a, split=split, trust_spec=True) for split in SPLITS}
     return line(objectives, a.end, b.end, alphas=torch.linspace(*ALPHAS, dtype=torch.float64))
-
-
-def numbers(run: Run, pairs: Eigenpairs, sharpness: Sharpness) -> dict[str, float]:
-    """Return what is compared, by name; accuracies in percent, where there are any."""
-    start = run.end if run.start is None else run.start
-    way = run.end.theta.double() - start.theta.double()
-    found = {
-        "lambda_1": float(pairs.values[0]),
-        "metric_2_1": sharpness.value,
-        "first_order_share": sharpness.first_order_share,
-        "train_loss": float(run.history["train_loss"][-1]),
-        "test_loss": float(run.history["test_loss"][-1]),
-        "updates": float(run.updates),
-        "distance": float(way.norm()),
-    }
-    if "test_right" in run.history:
-        for part in ("train", "test"):
-            total = run.spec["data"][f"{part}_examples"]
-            found[f"{part}_accuracy"] = 100 * int(run.history[f"{part}_right"][-1]) / total
-    return found

@@ -3,15 +3,18 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sharpness import plots
-from sharpness.comparison import geometric_mean, paired_difference, paired_ratio
-from sharpness.results import Comparison, Eigenpairs, Line
+from sharpness.analyses import short
+from sharpness.comparison import by_difference, geometric_mean, paired_difference, paired_ratio
+from sharpness.results import Comparison, Eigenpairs, Line, Trajectory
 from sharpness.text import interval, table
 
+from .design import ALONG
 from .recipe import Finding
 
 CLAIM = (
@@ -21,33 +24,36 @@ CLAIM = (
 SOURCE = "Keskar et al. (2017), sections 2.2 and 2.2.2; rate scaled after Hoffer et al. (2017)"
 NAMES = {
     "lambda_1": "lambda_1",
-    "metric_2_1": "Metric 2.1",
-    "first_order_share": "1st-order",
+    "adaptive_lambda_1": "adaptive",
+    "metric": "Metric 2.1",
+    "share": "1st-order",
     "train_loss": "train loss",
     "updates": "updates",
     "test_accuracy": "test acc %",
     "test_loss": "test loss",
+    "report_accuracy": "test acc %",
+    "report_loss": "test loss",
     "distance": "distance",
 }
-ARITHMETIC = ("first_order_share", "test_accuracy")  # all other means are geometric
+OF_EPSILON = {"metric": "metric_2_1", "share": "first_order_share"}
 
 
 def summary(found: Comparison) -> str:
     """Return the table of groups, the paired contrasts and the verdict, as text."""
     design, count = found.spec["design"], len(found.seeds)
     lines = [
-        f"Small batch against large batch at training loss {design['stop_loss']:g}: "
+        f"Small batch against large batch at training loss {design['level']:g}: "
         f"{design['model']} on {design['data']}, {design['loss']}, {count} seed{'s' * (count > 1)}",
-        *_wrapped(f"Claim: {CLAIM}", "  "),
-        *_wrapped(f"Source: {SOURCE}", "  "),
+        *wrapped(f"Claim: {CLAIM}", "  "),
+        *wrapped(f"Source: {SOURCE}", "  "),
         "",
-        *_groups(found),
+        *group_rows(found),
         "",
         *_contrasts(found),
         "",
-        *_remarks(found),
+        *remarks(found),
         "Verdict",
-        *(line for finding in check(found) for line in _wrapped(f"- {finding.sentence}", "  ")),
+        *(line for finding in check(found) for line in wrapped(f"- {finding.sentence}", "  ")),
     ]
     return "\n".join(lines)
 
@@ -58,19 +64,32 @@ def check(found: Comparison) -> list[Finding]:
     outcomes: list[str] = []
     whole = True
     for condition, noise in found.spec["conditions"].items():
-        where = _where(noise, found)
+        place = where(noise, found)
         row = _row(found, condition, "lb", "sb")
+        ratios = {
+            name: found.ratios[f"{key(name, found)}_ratio"][row].tolist()
+            for name in ("lambda_1", "metric")
+        }
         judged = [
-            _ratio_finding(where, "lambda_1", found.ratios["lambda_1_ratio"][row].tolist()),
-            _ratio_finding(where, "Metric 2.1", found.ratios["metric_2_1_ratio"][row].tolist()),
-            _generalization(where, found, row),
+            _ratio_finding(place, "lambda_1", ratios["lambda_1"]),
+            _ratio_finding(
+                place, "Metric 2.1", found.ratios[f"{key('metric', found)}_ratio"][row].tolist()
+            ),
+            _generalization(place, found, row),
         ]
         findings += judged
-        outcomes.append(f"{_holds(judged)} {where}")
+        outcomes.append(f"{_holds(judged)} {place}")
         whole = whole and all(finding.as_claimed for finding in judged)
     findings.append(Finding(f"So the claim holds {', and '.join(outcomes)}.", whole, whole))
     findings.append(_rate(found))
     return findings
+
+
+def key(name: str, found: Comparison) -> str:
+    """Return what a measure is called in this comparison, which may have another epsilon."""
+    if name not in OF_EPSILON:
+        return name
+    return f"{OF_EPSILON[name]}_{short(found.spec['design']['epsilon'])}"
 
 
 def sharpness_figure(found: Comparison) -> bytes:
@@ -78,30 +97,117 @@ def sharpness_figure(found: Comparison) -> bytes:
     last = "test_accuracy" if "test_accuracy" in found.values else "test_loss"
     labels = {
         "lambda_1": r"$\lambda_1$ of the Hessian",
-        "metric_2_1": rf"Metric 2.1 (%), $\epsilon$ = {found.spec['design']['epsilon']:g}",
+        "metric": rf"Metric 2.1 (%), $\epsilon$ = {found.spec['design']['epsilon']:g}",
         "test_accuracy": "test accuracy (%)",
         "test_loss": "test loss",
     }
     conditions = found.spec["conditions"]
     made, grid = plots.figure(10.5, 3.3 * len(conditions) + 0.2, rows=len(conditions), columns=3)
     for i, (condition, noise) in enumerate(conditions.items()):
-        for ax, measure in zip(grid[i], ("lambda_1", "metric_2_1", last), strict=True):
-            columns = _columns(found, condition, measure)
-            arithmetic = measure in ARITHMETIC
+        for ax, measure in zip(grid[i], ("lambda_1", "metric", last), strict=True):
+            columns = _columns(found, condition, key(measure, found))
+            arithmetic = by_difference(measure)
             plots.paired(
                 {_stacked(name): column for name, column in columns.items()},
                 ax,
-                intervals=[_mean_interval(column, arithmetic) for column in columns.values()],
+                intervals=[mean_interval(column, arithmetic) for column in columns.values()],
                 log=not arithmetic,
             )
             ax.set_ylabel(labels[measure])
-        grid[i][0].set_title(_where(noise, found).capitalize(), loc="left", fontsize="medium")
+        grid[i][0].set_title(where(noise, found).capitalize(), loc="left", fontsize="medium")
     made.supxlabel(
         "batch size   (points: seeds, lines join those of one seed; bars: mean, geometric where "
         f"the axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)",
         fontsize="small",
     )
     return plots.png(made)
+
+
+def along_figure(
+    found: Comparison, along: Mapping[str, Mapping[str, Sequence[Trajectory]]]
+) -> bytes:
+    """Return lambda_1 and Metric 2.1 against the training loss (Keskar et al. 2017, Figure 6).
+
+    A row for each measure, a column for each condition, a band over the seeds for each arm.
+    """
+    conditions = found.spec["conditions"]
+    made, grid = plots.figure(
+        4.8 * len(conditions) + 0.6, 6.4, rows=2, columns=len(conditions), sharey="row"
+    )
+    for column, (condition, noise) in zip(grid.T, conditions.items(), strict=True):
+        for style, (name, runs) in enumerate(along[condition].items()):
+            draw_along(column, runs, found, label=_flat(name), style=style)
+        column[0].set_title(where(noise, found).capitalize(), loc="left", fontsize="medium")
+    finish_along(grid, found)
+    made.supxlabel(along_note(found), fontsize="small")
+    return plots.png(made)
+
+
+def along_note(found: Comparison) -> str:
+    """Return what the bands of sharpness along training are."""
+    return (
+        "from the start to the right, at stored levels of the training loss; bands: 95 % intervals "
+        f"of the geometric mean over {len(found.seeds)} seeds"
+    )
+
+
+def draw_along(
+    axes: Sequence[Any],
+    runs: Sequence[Trajectory],
+    found: Comparison,
+    *,
+    label: str,
+    style: int,
+) -> None:
+    """Draw lambda_1 and Metric 2.1 of some runs along their trainings, as bands over the runs."""
+    for ax, measure in zip(axes, ("lambda_1", "metric_2_1"), strict=True):
+        losses, numbers = at_levels(runs, measure, float(found.spec["design"]["level"]))
+        known = (~numbers.isnan()).sum(dim=1) > 0
+        bands = [mean_interval(row, arithmetic=False) for row in numbers[known]]
+        plots.band(losses[known], bands, ax, label=label, style=style)
+
+
+def finish_along(grid: Any, found: Comparison) -> None:
+    """Give the axes of sharpness along training their scales and names."""
+    level = float(found.spec["design"]["level"])
+    for row in grid:
+        for ax in row:
+            ax.set_xscale("log")
+            goals = [times * level for times in (*ALONG, 1.0)]
+            low, high = ax.get_xlim()
+            ax.set_xticks([x for x in goals if low <= x <= high])
+            ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            ax.minorticks_off()
+            ax.invert_xaxis()
+        plots.frame(row, log=True)
+    for ax in grid[0]:
+        ax.tick_params(labelbottom=False)
+    for ax in grid[-1]:
+        ax.set_xlabel("training loss")
+    grid[0][0].set_ylabel(r"$\lambda_1$ of the Hessian")
+    grid[1][0].set_ylabel(rf"Metric 2.1 (%), $\epsilon$ = {found.spec['design']['epsilon']:g}")
+    grid[1][-1].legend(fontsize="small", frameon=False, loc="lower right")
+
+
+def at_levels(runs: Sequence[Trajectory], measure: str, level: float) -> tuple[Tensor, Tensor]:
+    """Return the training losses and a measure where the runs first met each level.
+
+    Returns:
+        The geometric mean of the losses, shape (l,), and the measure, (l, runs), NaN where a run
+        did not get so far or the eigenvalue did not converge. The first level is the start.
+    """
+    losses, table = [], []
+    for goal in (math.inf, *(times * level for times in ALONG), level):
+        met, numbers = [], []
+        for run in runs:
+            below = (run.train_loss <= goal).nonzero()
+            i = int(below[0]) if len(below) else None
+            known = i is not None and (measure != "lambda_1" or bool(run.converged[i]))
+            met.append(float(run.train_loss[i]) if known else math.nan)
+            numbers.append(float(getattr(run, measure)[i]) if known else math.nan)
+        losses.append(geometric_mean(torch.tensor(met)))
+        table.append(numbers)
+    return torch.tensor(losses), torch.tensor(table, dtype=torch.float64)
 
 
 def line_figure(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> bytes:
@@ -141,18 +247,20 @@ def eigenvalue_figure(spectra: Mapping[str, Mapping[str, Eigenpairs]]) -> bytes:
     return plots.png(made)
 
 
-def _groups(found: Comparison) -> list[str]:
-    measures = [measure for measure in NAMES if measure in found.values]
+def group_rows(found: Comparison, *, leave_out: Sequence[str] = ()) -> list[str]:
+    """Return the table of the groups' means."""
+    known = [name for name in NAMES if key(name, found) in found.values]
+    measures = [name for name in known if name not in leave_out]
     rows = []
     for i, group in enumerate(found.groups):
         cells = [group]
         for measure in measures:
-            numbers = found.values[measure][i][found.reached[i]]
-            mean = _mean(numbers, measure in ARITHMETIC)
-            cells.append("unknown" if math.isnan(mean) else _shown(measure, mean))
+            numbers = found.values[key(measure, found)][i][found.reached[i]]
+            mean = _mean(numbers, by_difference(measure))
+            cells.append("unknown" if math.isnan(mean) else number_text(measure, mean))
         rows.append(cells)
     arithmetic = "accuracy and first-order share"
-    if "test_accuracy" not in measures:
+    if not any("accuracy" in name for name in measures):
         arithmetic = "the first-order share"
     return [
         *table(["", *(NAMES[measure] for measure in measures)], rows),
@@ -164,7 +272,7 @@ def _groups(found: Comparison) -> list[str]:
 def _contrasts(found: Comparison) -> list[str]:
     columns = {
         "lambda_1": found.ratios["lambda_1_ratio"],
-        "Metric 2.1": found.ratios["metric_2_1_ratio"],
+        "Metric 2.1": found.ratios[f"{key('metric', found)}_ratio"],
     }
     if "test_accuracy_difference" in found.differences:
         title = "gap = test accuracy of the one behind the stroke minus that of the one before it"
@@ -178,7 +286,7 @@ def _contrasts(found: Comparison) -> list[str]:
     ]
     return [
         *table(["", "pairs", *columns], rows),
-        *_wrapped(
+        *wrapped(
             "Paired over seeds, with 95 % t-intervals: ratios of lambda_1 and of Metric 2.1, "
             f"{title}.",
             "",
@@ -186,7 +294,8 @@ def _contrasts(found: Comparison) -> list[str]:
     ]
 
 
-def _remarks(found: Comparison) -> list[str]:
+def remarks(found: Comparison) -> list[str]:
+    """Return what a reader must know before the verdict: what is missing or did not converge."""
     lines = []
     missed = {g: int((~r).sum()) for g, r in zip(found.groups, found.reached, strict=True)}
     for group, count in missed.items():
@@ -204,7 +313,7 @@ def _remarks(found: Comparison) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _ratio_finding(where: str, what: str, numbers: Sequence[float]) -> Finding:
+def _ratio_finding(place: str, what: str, numbers: Sequence[float]) -> Finding:
     _, low, high = numbers
     shown = low > 1 or high < 1  # false for NaN
     if math.isnan(low):
@@ -214,12 +323,12 @@ def _ratio_finding(where: str, what: str, numbers: Sequence[float]) -> Finding:
         text = f"{what} is {word} at the large batch, {interval(numbers)} times the small batch's"
     else:
         text = f"no difference of {what} is shown, the ratio LB / SB is {interval(numbers)}"
-    return Finding(f"{where.capitalize()}, {text}.", shown, low > 1, math.isnan(low))
+    return Finding(f"{place.capitalize()}, {text}.", shown, low > 1, math.isnan(low))
 
 
-def _generalization(where: str, found: Comparison, row: int) -> Finding:
+def _generalization(place: str, found: Comparison, row: int) -> Finding:
     if "test_accuracy_difference" not in found.differences:
-        return _ratio_finding(where, "the test loss", found.ratios["test_loss_ratio"][row].tolist())
+        return _ratio_finding(place, "the test loss", found.ratios["test_loss_ratio"][row].tolist())
     numbers = found.differences["test_accuracy_difference"][row].tolist()
     _, low, high = numbers
     shown = low > 0 or high < 0
@@ -233,7 +342,7 @@ def _generalization(where: str, found: Comparison, row: int) -> Finding:
         )
     else:
         text = f"no generalization gap is shown, SB - LB is {interval(numbers)} points"
-    return Finding(f"{where.capitalize()}, {text}.", shown, low > 0, math.isnan(low))
+    return Finding(f"{place.capitalize()}, {text}.", shown, low > 0, math.isnan(low))
 
 
 def _rate(found: Comparison) -> Finding:
@@ -243,13 +352,13 @@ def _rate(found: Comparison) -> Finding:
     for condition, noise in found.spec["conditions"].items():
         row = _row(found, condition, "lb-sqrt", "lb")
         effects = []
-        for what, key in (("lambda_1", "lambda_1_ratio"), ("Metric 2.1", "metric_2_1_ratio")):
-            numbers = found.ratios[key][row].tolist()
+        for what, name in (("lambda_1", "lambda_1"), ("Metric 2.1", "metric")):
+            numbers = found.ratios[f"{key(name, found)}_ratio"][row].tolist()
             clear = numbers[1] > 1 or numbers[2] < 1
             shown |= clear
             note = "" if clear else " (no effect shown)"
             effects.append(f"{what} by {interval(numbers)}{note}")
-        parts.append(f"{' and '.join(effects)} {_where(noise, found)}")
+        parts.append(f"{' and '.join(effects)} {where(noise, found)}")
     return Finding(
         f"At the same large batch, {times:.2f} times the rate multiplies {'; '.join(parts)}"
         + (": batch size alone does not set the sharpness." if shown else "."),
@@ -270,17 +379,18 @@ def _holds(judged: Sequence[Finding]) -> str:
     return f"for {' and '.join(parts)} alone" if parts else "in no part"
 
 
-def _where(noise: float, found: Comparison) -> str:
+def where(noise: float, found: Comparison) -> str:
+    """Return the words for a condition."""
     if noise:
         return f"with {100 * noise:g} % wrong labels"
     labels = "test_accuracy" in found.values
     return "with clean labels" if labels else "on these data"
 
 
-def _row(found: Comparison, condition: str, key: str, reference: str) -> int:
+def _row(found: Comparison, condition: str, arm: str, reference: str) -> int:
     """Return the number of the contrast of two arms, by their keys."""
     names = {arm["key"]: arm["name"] for arm in found.spec["arms"]}
-    return found.contrasts.index(f"{condition}: {names[key]} / {names[reference]}")
+    return found.contrasts.index(f"{condition}: {names[arm]} / {names[reference]}")
 
 
 def _columns(found: Comparison, condition: str, measure: str) -> dict[str, Tensor]:
@@ -292,7 +402,8 @@ def _columns(found: Comparison, condition: str, measure: str) -> dict[str, Tenso
     return columns
 
 
-def _mean_interval(numbers: Tensor, arithmetic: bool) -> tuple[float, float, float]:
+def mean_interval(numbers: Tensor, arithmetic: bool) -> tuple[float, float, float]:
+    """Return mean, low and high over seeds; the mean is geometric unless it is arithmetic."""
     if not arithmetic and (numbers <= 0).any():
         return math.nan, math.nan, math.nan
     one = torch.zeros_like(numbers) if arithmetic else torch.ones_like(numbers)
@@ -303,15 +414,17 @@ def _mean(numbers: Tensor, arithmetic: bool) -> float:
     return float(numbers.nanmean()) if arithmetic else geometric_mean(numbers)
 
 
-def _shown(measure: str, number: float) -> str:
+def number_text(measure: str, number: float) -> str:
+    """Return a mean as tables show it."""
     if measure == "updates":
         return f"{number:,.0f}"
     if measure == "train_loss":
         return f"{number:.2e}"
-    return f"{number:.2f}" if measure in ARITHMETIC else f"{number:.3g}"
+    return f"{number:.2f}" if by_difference(measure) else f"{number:.3g}"
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def wrapped(text: str, indent: str) -> list[str]:
+    """Return the lines of a paragraph."""
     return textwrap.wrap(text, 100, subsequent_indent=indent)
 
 

@@ -15,7 +15,7 @@ from sharpness.results import Eigenpairs, Run, Sharpness, SubspaceSharpness
 # One start of L-BFGS-B and three of the sign iteration come within a few percent of twenty; all
 # runs of a comparison get the same, for the best of more starts is larger.
 STARTS: dict[str, Any] = {"starts": 1, "sign_starts": 3}
-EPSILONS = {"1e-3": 1e-3, "5e-4": 5e-4}  # of Keskar et al. (2017)
+EPSILONS = (1e-3, 5e-4)  # of Keskar et al. (2017)
 DIMENSION = 100  # of theirs, of the subspaces
 
 
@@ -23,52 +23,74 @@ DIMENSION = 100  # of theirs, of the subspaces
 class Analysis:
     """A result at the end of a run, and what is compared of it."""
 
-    compute: Callable[..., Any]  # (objective, progress=) -> result
+    compute: Callable[..., Any]  # (objective, seed=) -> result
     numbers: Callable[[Any], dict[str, float]]
     options: Mapping[str, Any]  # what was chosen, for the request
 
 
-def _top(operator: type[Curvature], objective: Objective, **options: Any) -> Eigenpairs:
-    return eigsh(operator(objective), **options)
+def short(epsilon: float) -> str:
+    """Return an epsilon as the names of files and measures have it.
+
+    >>> short(0.001), short(0.0025)
+    ('1e-3', '2_5e-3')
+    """
+    digits, power = f"{epsilon:e}".split("e")
+    return f"{float(digits):g}e{int(power)}".replace(".", "_")
 
 
-def _in_subspaces(objective: Objective, *, epsilon: float, **options: Any) -> SubspaceSharpness:
+def top_eigenvalue(operator: type[Curvature], measure: str) -> Analysis:
+    """Return the analysis of the largest eigenvalue, whose number has this name."""
+    return Analysis(partial(_top, operator), partial(_eigenvalue, measure), {"k": 1})
+
+
+def metric(epsilon: float) -> Analysis:
+    """Return the analysis of Metric 2.1 in full space."""
+    return Analysis(
+        partial(epsilon_sharpness, epsilon=epsilon, **STARTS),
+        partial(_metric, short(epsilon)),
+        {"epsilon": epsilon, **STARTS},
+    )
+
+
+def subspace_metric(epsilon: float) -> Analysis:
+    """Return the analysis of Metric 2.1 in random subspaces, of at most all dimensions."""
+    return Analysis(
+        partial(_in_subspaces, epsilon=epsilon),
+        partial(_subspace_metric, short(epsilon)),
+        {"epsilon": epsilon, "dimension": DIMENSION, **STARTS},
+    )
+
+
+def _top(operator: type[Curvature], objective: Objective, *, seed: int = 0) -> Eigenpairs:
+    return eigsh(operator(objective), 1, seed=seed)
+
+
+def _in_subspaces(objective: Objective, *, epsilon: float, seed: int = 0) -> SubspaceSharpness:
     p = min(DIMENSION, len(objective.theta))
-    return subspace_sharpness(objective, epsilon=epsilon, dimension=p, **STARTS, **options)
+    return subspace_sharpness(objective, epsilon=epsilon, dimension=p, seed=seed, **STARTS)
 
 
-def _eigenvalue(name: str, pairs: Eigenpairs) -> dict[str, float]:
-    return {name: float(pairs.values[0])}
+def _eigenvalue(measure: str, pairs: Eigenpairs) -> dict[str, float]:
+    return {measure: float(pairs.values[0])}
 
 
-def _metric(epsilon: str, found: Sharpness | SubspaceSharpness) -> dict[str, float]:
-    if isinstance(found, SubspaceSharpness):
-        return {f"subspace_2_1_{epsilon}": found.value}
-    share = {"first_order_share": found.first_order_share} if epsilon == "1e-3" else {}
-    return {f"metric_2_1_{epsilon}": found.value, **share}
+def _metric(epsilon: str, found: Sharpness) -> dict[str, float]:
+    return {
+        f"metric_2_1_{epsilon}": found.value,
+        f"first_order_share_{epsilon}": found.first_order_share,
+    }
 
 
+def _subspace_metric(epsilon: str, found: SubspaceSharpness) -> dict[str, float]:
+    return {f"subspace_2_1_{epsilon}": found.value}
+
+
+# In the order of tables; the names are those of files beside the run.
 ANALYSES = {
-    "lambda-1": Analysis(partial(_top, Hessian, k=1), partial(_eigenvalue, "lambda_1"), {"k": 1}),
-    "adaptive-lambda-1": Analysis(
-        partial(_top, AdaptiveHessian, k=1), partial(_eigenvalue, "adaptive_lambda_1"), {"k": 1}
-    ),
-    **{
-        f"metric-2-1-{name}": Analysis(
-            partial(epsilon_sharpness, epsilon=epsilon, **STARTS),
-            partial(_metric, name),
-            {"epsilon": epsilon, **STARTS},
-        )
-        for name, epsilon in EPSILONS.items()
-    },
-    **{
-        f"subspace-2-1-{name}": Analysis(
-            partial(_in_subspaces, epsilon=epsilon),
-            partial(_metric, name),
-            {"epsilon": epsilon, "dimension": DIMENSION, **STARTS},
-        )
-        for name, epsilon in EPSILONS.items()
-    },
+    "lambda-1": top_eigenvalue(Hessian, "lambda_1"),
+    "adaptive-lambda-1": top_eigenvalue(AdaptiveHessian, "adaptive_lambda_1"),
+    **{f"metric-2-1-{short(epsilon)}": metric(epsilon) for epsilon in EPSILONS},
+    **{f"subspace-2-1-{short(epsilon)}": subspace_metric(epsilon) for epsilon in EPSILONS},
 }
 
 

@@ -22,14 +22,8 @@ SEEDS = ("seed", "order_seed", "split_seed")
 # What may differ between runs and is no factor: how they were computed, not what.
 IMMATERIAL = (*SEEDS, "threads", "device", "check_every", "checkpoint_losses")
 SAME = ("data", "loss")  # must not differ
-# Compared by difference; every other measure is positive and compared by ratio.
-BY_DIFFERENCE = (
-    "train_accuracy",
-    "test_accuracy",
-    "accuracy_gap",
-    "loss_gap",
-    "first_order_share",
-)
+# Words of the names of measures compared by difference; all others are positive.
+BY_DIFFERENCE = ("accuracy", "gap", "share")
 MATCHED = 1.1  # training losses whose ratio is beyond this are warned of
 
 
@@ -88,7 +82,7 @@ def compared(
         reached: By group, whether the run of each seed met the training loss that all were to
             meet. A pair counts where both did.
         contrasts: By name, the group and its reference.
-            Measures are compared by ratio, group / reference; those of ``BY_DIFFERENCE`` by
+            Measures are compared by ratio, group / reference; accuracies, gaps and shares by
             difference, reference - group, which is Keskar's generalization gap for an accuracy.
         spec: Of the runs compared.
     """
@@ -107,7 +101,7 @@ def compared(
         pairs.append(int(both.sum()))
         for measure, numbers in table.items():
             a, b = numbers[i][both], numbers[j][both]
-            if measure not in BY_DIFFERENCE:
+            if not by_difference(measure):
                 usable = not ((a <= 0).any() or (b <= 0).any())  # else the ratio is unknown
                 ratio = paired_ratio(a, b) if usable else (math.nan,) * 3
                 ratios.setdefault(f"{measure}_ratio", []).append(ratio)
@@ -126,6 +120,15 @@ def compared(
         spec={"algorithm": "compared", "contrasts": {k: list(v) for k, v in contrasts.items()}}
         | dict(spec),
     )
+
+
+def by_difference(measure: str) -> bool:
+    """Say whether a measure is compared by difference, as accuracies, gaps and shares are.
+
+    >>> by_difference("test_accuracy"), by_difference("test_loss")
+    (True, False)
+    """
+    return any(word in measure for word in BY_DIFFERENCE)
 
 
 def compare(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharpness.comparison import BY_DIFFERENCE, MATCHED, geometric_mean
+from sharpness.comparison import MATCHED, by_difference, geometric_mean
 from sharpness.results import Comparison, Result, Run
 from sharpness.text import interval, table
 
@@ -23,12 +23,15 @@ LABELS = {
     "loss_gap": "own gap in loss",
     "lambda_1": "lambda_1",
     "adaptive_lambda_1": "adaptive lambda_1",
-    "first_order_share": "1st-order share",
     "distance": "distance from start",
     "updates": "updates",
     "examples": "examples seen",
 }
-PREFIXES = {"metric_2_1_": "Metric 2.1", "subspace_2_1_": "Metric 2.1 in subspaces"}  # epsilon
+PREFIXES = {  # before an epsilon
+    "metric_2_1_": "Metric 2.1",
+    "subspace_2_1_": "Metric 2.1 in subspaces",
+    "first_order_share_": "its 1st-order share",
+}
 LEGEND = (
     "B - A of the test accuracy is the generalization gap of Keskar et al. (2017); a run's own gap",
     "is train - test for the accuracy and test - train for the loss.",
@@ -173,7 +176,7 @@ def _effects(found: Comparison, i: int) -> list[str]:
 
 
 def _numbers(found: Comparison, measure: str, i: int) -> tuple[list[float], str]:
-    kind = "difference" if measure in BY_DIFFERENCE else "ratio"
+    kind = "difference" if by_difference(measure) else "ratio"
     effects = found.differences if kind == "difference" else found.ratios
     return effects[f"{measure}_{kind}"][i].tolist(), kind
 
@@ -206,7 +209,7 @@ def _given(found: Comparison, i: int) -> int:
 
 
 def _mean(measure: str, numbers: Tensor) -> float:
-    return float(numbers.nanmean()) if measure in BY_DIFFERENCE else geometric_mean(numbers)
+    return float(numbers.nanmean()) if by_difference(measure) else geometric_mean(numbers)
 
 
 def _number(x: float) -> str:

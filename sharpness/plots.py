@@ -7,7 +7,7 @@ gray.
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,17 @@ from sharpness.results import Eigenpairs, Line
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
 MARKERS = ("o", "s", "^", "D", "v")
+DASHES = ("-", "--", "-.", ":", "-")
 GRAY = "#8c8c8c"
 
 
 def figure(
-    width: float, height: float, *, rows: int = 1, columns: int = 1, sharey: bool = False
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    sharey: bool | Literal["row"] = False,
 ) -> tuple[Figure, Any]:
     """Return an empty figure of this size in inches and its Axes, an array (rows, columns)."""
     made = Figure(figsize=(width, height), layout="constrained")
@@ -154,6 +160,62 @@ def paired(
     if log and not (table <= 0).any():
         ax.set_yscale("log")
         label_decades(ax)
+
+
+def band(
+    x: Tensor,
+    intervals: Sequence[tuple[float, float, float]],
+    ax: Axes,
+    *,
+    label: str,
+    style: int = 0,
+) -> None:
+    """Draw means over x with their intervals as a band.
+
+    Args:
+        x: Shape (p,).
+        intervals: Mean, low and high at each x; the bounds of an unknown interval are NaN.
+        style: Number of the color, marker and dash, which the first five have each their own.
+    """
+    color, marker = COLORS[style % len(COLORS)], MARKERS[style % len(MARKERS)]
+    mean, low, high = (np.array(column) for column in zip(*intervals, strict=True))
+    ax.plot(
+        x,
+        mean,
+        color=color,
+        linestyle=DASHES[style % len(DASHES)],
+        marker=marker,
+        markersize=4,
+        linewidth=1.3,
+        label=label,
+    )
+    ax.fill_between(x.numpy(), low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def frame(axes: Sequence[Axes], *, log: bool) -> None:
+    """Give Axes the same limits, those of their bands but not far beyond the means.
+
+    With a few runs an interval spans decades; it is cut off then, so that the means can be read.
+
+    Args:
+        log: Scale the axis by logarithms.
+    """
+    means = np.concatenate([np.asarray(x.get_ydata(), float) for ax in axes for x in ax.lines])
+    bands = [path for ax in axes for c in ax.collections for path in c.get_paths()]
+    edges = [np.asarray(path.vertices)[:, 1] for path in bands]
+    known = np.concatenate([means, *edges])
+    known, means = known[np.isfinite(known)], means[np.isfinite(means)]
+    if log:
+        low, high = max(known.min(), means.min() / 5), min(known.max(), means.max() * 5)
+        for ax in axes:
+            ax.set_yscale("log")
+            ax.set_ylim(low / 1.3, high * 1.3)
+            label_decades(ax)
+        return
+    room = max(means.max() - means.min(), 1.0)
+    low, high = max(known.min(), means.min() - room), min(known.max(), means.max() + room)
+    for ax in axes:
+        ax.set_ylim(low - room / 10, high + room / 10)
 
 
 def label_decades(ax: Axes) -> None:

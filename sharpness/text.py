@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-SMALL = 0.1  # an estimate below it is told by two significant digits, not by two decimals
+SMALL = 0.2  # numbers all below it are told by two significant digits, not by two decimals
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -33,7 +33,8 @@ def interval(numbers: Sequence[float]) -> str:
     estimate, low, high = numbers
     if math.isnan(estimate):
         return "unknown"
-    form = ".2f" if abs(estimate) >= SMALL else ".2g"
+    largest = max(abs(x) for x in numbers if not math.isnan(x))
+    form = ".2f" if largest >= SMALL else ".2g"
     if math.isnan(low):
         return f"{estimate:{form}} [unknown]"
     return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"

@@ -538,7 +538,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*EIGS, "-o", "text.pt"], 1, "text.pt"),
     ([*EPSILON, "lb.h5", "-o", "x.h5"], 2, "-o"),
     (["run", "keskar", "-o", "text.pt"], 2, "text.pt"),
-    (["run", "keskar", "--quick", "-o", "nosuch/deep/k", "--small-batch=601"], 2, "601"),
+    (["run", "keskar", "--quick", "-o", "nosuch/deep/k", "--batch-sizes=601,602"], 2, "601"),
     # numbers
     *NUMBERS,
     ([*EIGS, "-k0"], 2, "-k"),
@@ -589,10 +589,13 @@ WRONG: list[tuple[list[str], int, str]] = [
         1,
         "learning rate",
     ),
-    ([*KESKAR, "--small-batch=600"], 2, "600"),
-    ([*KESKAR, "--large-batch=8"], 2, "8"),
-    ([*KESKAR, "--large-batch=601"], 2, "601"),
-    ([*KESKAR, "--label-noise=1"], 2, "label_noise"),
+    ([*KESKAR, "--batch-sizes=600,600"], 2, "600, 600"),
+    ([*KESKAR, "--batch-sizes=8,601"], 2, "601"),
+    ([*KESKAR, "--batch-sizes=8,x"], 2, "--batch-sizes"),
+    ([*KESKAR, "--batch-sizes=8,60,600"], 2, "batch-rate"),
+    ([*KESKAR, "--rates=1e-3,0"], 2, "--rates"),
+    ([*KESKAR, "--design=nosuch"], 2, "pair, batch-rate"),
+    ([*KESKAR, "--noise=1"], 2, "label_noise"),
     ([*KESKAR, "--seeds=0"], 2, "--seeds"),
     ([*KESKAR, "--workers=0"], 2, "--workers"),
 ]
@@ -832,7 +835,7 @@ def living(session: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_recipe_that_was_stopped_or_killed_leaves_no_worker_and_continues(here: Path) -> None:
-    recipe = ["run", "keskar", "--seeds=3", "--stop-loss=1.2", "--workers=2"]
+    recipe = ["run", "keskar", "--seeds=3", "--level=1.2", "--workers=2"]
     recipe += ['--model-options={"widths": [16]}']
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         process = subprocess.Popen(

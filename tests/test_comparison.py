@@ -66,7 +66,6 @@ def test_runs_that_missed_the_loss_leave_with_their_partners() -> None:
         {"SB": [True, True, True, True, False], "LB": [True, True, True, False, True]},
         range(5),
         {"LB / SB": ("LB", "SB")},
-        positive=["lambda_1"],
         spec={"recipe": "planted"},
     )
     assert found.pairs.tolist() == [3]
@@ -86,7 +85,6 @@ def test_a_ratio_of_numbers_that_are_not_positive_is_unknown_and_no_error() -> N
         {"SB": [True, True], "LB": [True, True]},
         range(2),
         {"LB / SB": ("LB", "SB")},
-        positive=["test_loss"],
         spec={},
     )
     assert found.ratios["test_loss_ratio"].isnan().all()

@@ -25,11 +25,11 @@ from sharpness.training import cpu_threads
 
 # With clean labels the small batch meets the loss after 414 and 366 updates: the first seed's run
 # ends at the cap.
-TINY = Design(seeds=2, model_options={"widths": [8]}, stop_loss=1.5, updates=390)
+TINY = Design(seeds=2, model_options={"widths": [8]}, level=1.5, updates=390)
 ARMS = {"sb": "SB 8", "lb": "LB 600", "lb-sqrt": "LB 600, rate x8.66"}
-ENDINGS = (".h5", ".eigs.h5", ".epsilon-sharpness.h5")
-PICTURES = ("sharpness.png", "line.png", "eigenvalues.png")
-STEPS = ("train", "eigsh", "epsilon_sharpness", "line")
+ENDINGS = (".h5", ".lambda-1.h5", ".adaptive-lambda-1.h5", ".metric-2-1-1e-3.h5", ".along.h5")
+PICTURES = ("sharpness.png", "along.png", "line.png", "eigenvalues.png")
+STEPS = ("train", "eigsh", "along_training", "line")
 NETS = """
 import torch
 
@@ -47,9 +47,9 @@ CURVE = Design(
     data="nets:points",
     loss="nets:squares",
     seeds=2,
-    small_batch=3,
-    stop_loss=0.2,
-    learning_rate=1e-2,
+    batch_sizes=[3, 15],
+    level=0.2,
+    rates=[1e-2],
     updates=500,
 )
 
@@ -109,6 +109,7 @@ def names(conditions: tuple[str, ...], seeds: int) -> set[str]:
         for ending in ENDINGS
     }
     lines = {f"{c}/sb-0-{arm}-0.line.h5" for c in conditions for arm in ("lb", "lb-sqrt")}
+    lines |= {f"{c}/{arm}-0.eigs.h5" for c in conditions for arm in ARMS}
     return {*runs, *lines, *PICTURES, "summary.txt", "comparison.h5"}
 
 
@@ -140,15 +141,16 @@ def test_the_table_says_what_the_files_of_the_runs_hold(original: Path) -> None:
         for seed in range(2):
             stem = original / condition / f"{arm}-{seed}"
             parts: list[Any] = [sh.load(f"{stem}{ending}") for ending in ENDINGS]
-            made, pairs, box = parts
+            made, pairs, adaptive, box, _ = parts
             f, test = sh.objective_of(made), sh.objective_of(made, split="test")
             assert not found.spec["unconverged"]
-            v = pairs.vectors[0]
+            v, u = pairs.vectors[0], adaptive.vectors[0]
             there = sh.Solution(made.end.theta + box.displacement, made.end.buffers)
             here, top = (float(f.value(point)) for point in (made.end, there))
             want = {
                 "lambda_1": float(v @ (sh.Hessian(f) @ v)),
-                "metric_2_1": 100 * (top - here) / (1 + here),
+                "adaptive_lambda_1": float(u @ (sh.AdaptiveHessian(f) @ u)),
+                "metric_2_1_1e-3": 100 * (top - here) / (1 + here),
                 "train_loss": here,
                 "test_loss": float(test.value(made.end)),
                 "train_accuracy": 100 * float(f.evaluate(made.end)["accuracy"]),
@@ -192,7 +194,7 @@ def test_the_intervals_are_scipys_over_the_pairs_that_met_the_loss(original: Pat
         i, j = (found.groups.index(f"{condition}, {name}") for name in names.split(" / "))
         both = found.reached[i] & found.reached[j]
         assert found.pairs[row] == both.sum()
-        for measure in ("lambda_1", "metric_2_1", "test_loss", "distance"):
+        for measure in ("lambda_1", "metric_2_1_1e-3", "test_loss", "distance"):
             numbers = found.values[measure].log()
             got = found.ratios[f"{measure}_ratio"][row].log()
             require_paired(got, numbers[i][both], numbers[j][both])
@@ -254,7 +256,7 @@ def test_a_regression_has_no_accuracy_and_no_wrong_labels(
             *ax.get_legend_handles_labels()[1],
         )
     ]
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     for words in (text, *labels):
         assert "accuracy" not in words.lower()
         assert "label" not in words.lower()
@@ -279,7 +281,8 @@ def test_the_same_design_again_computes_nothing(made: Path, calls: list[str]) ->
     [
         ("clean/lb-1.h5", ["train"]),
         ("noisy/lb-0.eigs.h5", ["eigsh"]),
-        ("noisy/lb-sqrt-1.epsilon-sharpness.h5", ["epsilon_sharpness"]),
+        ("noisy/lb-sqrt-1.metric-2-1-1e-3.h5", []),
+        ("noisy/sb-1.along.h5", ["along_training"]),
         ("clean/sb-0-lb-0.line.h5", ["line"]),
         ("sharpness.png", []),
         ("summary.txt", []),
@@ -308,10 +311,11 @@ def test_another_design_is_refused_by_name_until_it_may_replace(
         is_done(made, other)
     assert contents(made) == before
     found = run(made, other, overwrite=True)
-    assert set(calls) == {"epsilon_sharpness"}
+    assert set(calls) == {"along_training"}
     assert found.spec["design"]["epsilon"] == 2e-3
     after = contents(made)
-    assert after.keys() == before.keys()
+    new = {name for name in names(("clean", "noisy"), 2) if name.endswith("metric-2-1-1e-3.h5")}
+    assert after.keys() - before.keys() == {name.replace("1e-3", "2e-3") for name in new}
     kept = {name for name in before if name.endswith((".eigs.h5", ".line.h5", "0.h5", "1.h5"))}
     assert {name for name in kept if after[name] != before[name]} == set()
 
@@ -328,14 +332,22 @@ def test_a_damaged_file_is_an_error_that_names_it(made: Path) -> None:
     "changed",
     [
         {"seeds": 0},
-        {"small_batch": 0},
-        {"small_batch": 600},
-        {"large_batch": 8},
-        {"large_batch": 601},
-        {"label_noise": 1.0},
-        {"stop_loss": 0.0},
+        {"design": "nosuch"},
+        {"batch_sizes": [0, 600]},
+        {"batch_sizes": [600, 600]},
+        {"batch_sizes": [600, 8]},
+        {"batch_sizes": [8, 601]},
+        {"batch_sizes": [8]},
+        {"batch_sizes": [8, 60, 600]},
+        {"design": "batch-rate", "batch_sizes": [8]},
+        {"design": "batch-rate", "rates": []},
+        {"noise": 1.0},
+        {"noise": -0.1},
+        {"level": 0.0},
+        {"level": math.inf},
         {"updates": 0},
-        {"learning_rate": -1.0},
+        {"rates": [-1.0]},
+        {"rates": [1e-3, 1e-2]},
         {"epsilon": 0.0},
         {"model": "nosuch"},
     ],
@@ -381,7 +393,7 @@ def planted(
         scaled = [x * y for x, y in zip(large, rate, strict=True)]
         for name, numbers in zip(ARMS.values(), ([3.0] * count, large, scaled), strict=True):
             group = f"{condition}, {name}"
-            for measure in ("lambda_1", "metric_2_1"):
+            for measure in ("lambda_1", "metric_2_1_1e-3"):
                 values.setdefault(measure, {})[group] = numbers
             lost = [0.0] * count if name == ARMS["sb"] else gap
             if labels:
@@ -400,10 +412,15 @@ def planted(
         met,
         range(count),
         contrasts,
-        positive=["lambda_1", "metric_2_1", "test_loss"],
         spec={
             "recipe": "keskar",
-            "design": {"stop_loss": 0.01, "model": "mlp", "data": "digits", "loss": "l"}
+            "design": {
+                "design": "pair",
+                "level": 0.01,
+                "model": "mlp",
+                "data": "digits",
+                "loss": "l",
+            }
             | {"epsilon": 1e-3},
             "conditions": conditions,
             "arms": [
