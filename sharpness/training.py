@@ -248,7 +248,7 @@ class _Training:
         self._row(measured)
         if self._judge(measured["loss"]):
             return self._result(start, "stop_loss")
-        next_look = config.check_every
+        next_look = self._next_look(measured["loss"])
         for batch in self._batches():
             self._update(*batch)
             done = self._done()
@@ -263,8 +263,7 @@ class _Training:
             loss = measured["loss"]
             if self._judge(loss):
                 done = "stop_loss"
-            if loss <= NEAR * self._next_level():
-                next_look = self.updates + min(2, config.check_every)
+            next_look = self._next_look(loss)
             if progress:
                 progress(self.updates, config.updates, f"training loss {loss:.2e}")
             if done or fresh_epoch:
@@ -337,9 +336,11 @@ class _Training:
             self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
         return self.config.stop_loss is not None and loss <= self.config.stop_loss
 
-    def _next_level(self) -> float:
-        """Return the training loss that is waited for, 0 if none is."""
-        return max([*self.levels[:1], self.config.stop_loss or 0.0])
+    def _next_look(self, loss: float) -> int:
+        """Return after how many updates the loss is looked at again: sooner near a level."""
+        level = max([*self.levels[:1], self.config.stop_loss or 0.0])
+        wait = self.config.check_every
+        return self.updates + (min(2, wait) if loss <= NEAR * level else wait)
 
     def _result(self, start: Solution, stopped: str) -> Run:
         whole = {"update", "examples", "train_right", "test_right"}
