@@ -6,7 +6,7 @@ import click
 
 from sharpness.errors import InputError
 
-from .parameters import COMMON, Grid, evaluation, overwrite, reporting, source
+from .parameters import COMMON, POLICIES, Grid, numerics, overwrite, reporting, source
 from .sources import Source, answer, beside, objective, opened, request
 
 
@@ -14,7 +14,13 @@ from .sources import Source, answer, beside, objective, opened, request
 @click.argument("start", metavar="START")
 @click.argument("end", metavar="END")
 @click.option("--alphas", type=Grid(), default="-1:2:25", help="Where, as START:END:POINTS.")
-@evaluation
+@numerics
+@click.option(
+    "--bn",
+    type=POLICIES,
+    help="What BatchNorm normalizes by.  [default: frozen where the running statistics of both "
+    "agree, reestimate where they differ]",
+)
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: START-END.line.h5 beside START.")
 @overwrite
@@ -44,6 +50,7 @@ def command(start: str, end: str, **options: Any) -> None:
             {split: objective(a, {**options, "split": split}) for split in ("train", "test")},
             a.run.end,
             b.run.end,
+            batch_norm=options["bn"],
             alphas=torch.linspace(low, high, int(points), dtype=torch.float64),
             progress=progress,
         ),

@@ -183,7 +183,7 @@ source = chained(
 split = click.option(
     "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
 )
-evaluation = chained(
+numerics = chained(
     click.option(
         "--examples",
         type=Whole(1),
@@ -193,5 +193,10 @@ evaluation = chained(
     click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
     click.option("--micro-batch", type=Whole(1), default=1024, help="Examples of one batch."),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
+)
+POLICIES = Name("batch_norm", "BATCH_NORM")
+evaluation = chained(
+    numerics,
+    click.option("--bn", type=POLICIES, default="frozen", help="What BatchNorm normalizes by."),
 )
 analysis = chained(split, evaluation)

@@ -70,6 +70,7 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
     return objective_of(
         source.run,
         **{**shared, **changes},
+        batch_norm=options.get("bn") or "frozen",
         device=device(options["device"]),
         **source.names,
         trust_spec=options["trust_spec"],
@@ -111,6 +112,9 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     record = next(iter(sources.values())).run.spec["train"]
     for key in ("model", "data", "loss", "dtype"):
         asked[key] = asked[key] or record[key]
+    # The default is left out: it is what files stand for that are older than the option.
+    if asked.get("bn") == (None if command == "line" else "frozen"):
+        asked.pop("bn", None)
     if "tol" in asked and asked["tol"] is None:
         from sharpness.lanczos import TOLERANCE
         from sharpness.problem import DTYPES

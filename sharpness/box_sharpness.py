@@ -298,11 +298,12 @@ class _Box:
         """Return the standard error of the rise at this displacement; 0 if the data are whole."""
         if not self.objective.is_sample:
             return 0.0
-        there = Solution(self.here.theta + displacement, self.here.buffers)
+        here = self.objective.settled(self.here)  # once, not for each batch
+        there = self.objective.settled(Solution(here.theta + displacement, self.here.buffers))
 
         def rise(i: int, inputs: Any, targets: Tensor) -> Tensor:
             f = self.objective.batch_loss
-            return f(there, inputs, targets).double() - f(self.here, inputs, targets).double()
+            return f(there, inputs, targets).double() - f(here, inputs, targets).double()
 
         with torch.no_grad():
             return float(self.objective.sampling_error(rise))

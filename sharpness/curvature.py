@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -52,17 +54,21 @@ class Curvature(ABC):
         if engine not in ENGINES:
             raise InputError(f"engine needs to be cached or fresh, got {engine!r}")
         self.objective, self.engine = objective, engine
-        here = objective.at(objective.theta if point is None else point)
-        self.theta = here.theta.detach().requires_grad_()
-        self.point = Solution(self.theta, here.buffers)
+        self._here = objective.at(objective.theta if point is None else point)
+        self.theta = self._here.theta.detach().requires_grad_()
         self.size, self.dtype, self.device = len(self.theta), self.theta.dtype, self.theta.device
         self.spec: dict[str, Any] = {
             "operator": type(self).__name__,
             "engine": engine,
-            "point": fingerprint(self.point),
+            "point": fingerprint(self._here),
             "objective": objective.spec,
         }
         self._maps: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    @cached_property
+    def point(self) -> Solution:
+        """The point with theta as a leaf; re-estimated statistics are constants of all products."""
+        return replace(self.objective.settled(self._here), theta=self.theta)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with v, shape (n,)."""
@@ -91,6 +97,7 @@ class Curvature(ABC):
     def _product(self, v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
         if torch.is_inference_mode_enabled():
             raise InputError("curvature needs derivatives, got torch.inference_mode: leave it")
+        _ = self.point  # before the pass over the data: it may take one of its own
 
         def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
             if i in self._maps:

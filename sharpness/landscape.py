@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 import torch
 from torch import Tensor
 
+from sharpness.batch_norm import layers, mixed_variance, require_policy
 from sharpness.errors import InputError
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.results import Line, Solution
@@ -16,6 +17,7 @@ def line(
     end: Point,
     *,
     alphas: Tensor,
+    batch_norm: str | None = None,
     pieces: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
 ) -> Line:
@@ -23,19 +25,29 @@ def line(
 
     In this form, rather than start + alpha (end - start), both ends are exact.
 
-    Cost: one pass over the data of each objective for each alpha.
+    Under every policy of BatchNorm, the ends are what ``evaluate`` gives there under that policy.
+    Under ``interpolate`` the running means are (1 - alpha) m_a + alpha m_b, and the running
+    variances v_a^(1 - alpha) v_b^alpha, which stay positive also beyond both ends.
+
+    Cost: one pass over the data of each objective for each alpha; under ``reestimate`` one over
+    the training part more.
 
     Args:
         objectives: One, or several by name; the name leads in ``values``: "train_loss".
         start: Where alpha is 0, shape (n,).
-        end: Where alpha is 1, shape (n,). Of two Solutions the buffers must agree: between others
-            "the loss" depends on what BatchNorm does there.
+        end: Where alpha is 1, shape (n,). A bare theta takes the buffers of the other end. Buffers
+            other than those of BatchNorm must agree; its counts of batches play no part.
         alphas: Coordinates, shape (p,), also beyond 0 and 1.
+        batch_norm: What BatchNorm does on the way (see ``sharpness.batch_norm``). Default: what
+            the objectives do; of ``frozen`` ones, ``reestimate`` where the running statistics of
+            the ends differ.
         pieces: Loss and metrics of a point, by objective and alpha; those here are not repeated.
         progress: Called after each point.
 
     Raises:
-        InputError: If the ends differ in shape or alphas are not finite and one-dimensional.
+        InputError: If the ends differ in shape or in buffers that the policy does not join, if
+            there are no ``statistics`` to re-estimate from, or if alphas are not finite and
+            one-dimensional.
 
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> f = Objective(model, [(torch.ones(1, 1), torch.zeros(1, 1))], torch.nn.functional.mse_loss)
@@ -46,6 +58,8 @@ def line(
     a, b = _ends(start, end, next(iter(named.values())))
     if alphas.ndim != 1 or not len(alphas) or not torch.isfinite(alphas).all():
         raise InputError(f"line needs finite alphas of shape (p,), got {alphas}: drop the others")
+    policy = _policy(batch_norm, named, a, b)
+    named = {name: objective.under(policy) for name, objective in named.items()}
     pieces = {} if pieces is None else pieces
     values: dict[str, list[Tensor]] = {}
     for done, alpha in enumerate(alphas.tolist(), start=1):
@@ -53,8 +67,7 @@ def line(
             keys = [f"{name}_{key}" if name else key for key in ("loss", *objective.metrics)]
             piece = f"{name} {alpha!r}"
             if piece not in pieces:
-                theta = (1 - alpha) * a.theta + alpha * b.theta
-                measured = objective.evaluate(Solution(theta, a.buffers))
+                measured = objective.evaluate(_between(a, b, alpha, policy))
                 pieces[piece] = torch.stack(list(measured.values())).cpu()
             for key, value in zip(keys, pieces[piece], strict=True):
                 values.setdefault(key, []).append(value)
@@ -68,6 +81,7 @@ def line(
             "algorithm": "line",
             "start": fingerprint(a),
             "end": fingerprint(b),
+            "batch_norm": policy,
             "objectives": {name: objective.spec for name, objective in named.items()},
         },
     )
@@ -81,12 +95,58 @@ def _ends(start: Point, end: Point, objective: Objective) -> tuple[Solution, Sol
             f"{tuple(shapes[1])}: take both from the same model"
         )
     a, b = objective.at(start), objective.at(end)
-    if isinstance(start, Solution) and isinstance(end, Solution):
-        for name in sorted(a.buffers.keys() | b.buffers.keys()):
-            one, other = a.buffers.get(name), b.buffers.get(name)
-            if one is None or other is None or not torch.equal(one, other):
-                raise InputError(
-                    f"line needs solutions with the same buffers, got two of {name}: choose what "
-                    "BatchNorm does between them"
-                )
-    return a, Solution(b.theta, {**a.buffers, **b.buffers})
+    if not isinstance(start, Solution):
+        a = Solution(a.theta, b.buffers)
+    if not isinstance(end, Solution):
+        b = Solution(b.theta, a.buffers)
+    model = objective.model
+    names = a.buffers.keys() | b.buffers.keys()
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    missing = {name: own[name].detach() for name in names if name in own}
+    a, b = (Solution(x.theta, {**missing, **x.buffers}) for x in (a, b))
+    norms = {f"{layer}.{name}" for layer, part in layers(model).items() for name in part._buffers}
+    for name in sorted(names):
+        one, other = a.buffers.get(name), b.buffers.get(name)
+        if one is None or other is None or not (name in norms or torch.equal(one, other)):
+            raise InputError(
+                "line needs solutions that differ in theta and BatchNorm's statistics alone, got "
+                f"two of {name}: choose another pair"
+            )
+    return a, b
+
+
+def _policy(asked: str | None, named: Mapping[str, Objective], a: Solution, b: Solution) -> str:
+    """Return the policy that is in force between these ends."""
+    counts = "num_batches_tracked"
+    moved = [
+        name
+        for name in a.buffers
+        if not (name.endswith(counts) or torch.equal(a.buffers[name], b.buffers[name]))
+    ]
+    own = sorted({objective.batch_norm for objective in named.values()})
+    if asked is None and len(own) > 1:
+        raise InputError(
+            f"line needs objectives of one BatchNorm policy, got {', '.join(own)}: choose one"
+        )
+    if asked is None:
+        return "reestimate" if own == ["frozen"] and moved else own[0]
+    require_policy(asked)
+    if asked == "frozen" and moved:
+        raise InputError(
+            f"frozen needs the same running statistics at both ends, got two of {moved[0]}: choose "
+            "reestimate, interpolate or batch"
+        )
+    return asked
+
+
+def _between(a: Solution, b: Solution, alpha: float, policy: str) -> Solution:
+    theta = (1 - alpha) * a.theta + alpha * b.theta
+    buffers = dict(a.buffers)
+    if policy == "interpolate":
+        for name, one in a.buffers.items():
+            other = b.buffers[name]
+            if name.endswith("running_var"):
+                buffers[name] = mixed_variance(name, one, other, alpha)
+            elif name.endswith("running_mean"):
+                buffers[name] = torch.where(one == other, one, (1 - alpha) * one + alpha * other)
+    return Solution(theta, buffers)

@@ -1,7 +1,8 @@
 """The function every other module studies: mean loss as a function of the parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from copy import deepcopy
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from sharpness.batch_norm import by_batch, copied, layers, pooled, require_policy, watched
 from sharpness.distributed import mean_over_ranks
 from sharpness.errors import ComputationError, InputError
 from sharpness.names import located, named
@@ -34,6 +36,12 @@ BROADCASTING = {
     nn.functional.huber_loss,
 }
 BROADCASTING_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+LOOK = 7_346_219  # the seed of torch in a second look at the data: any that no one else takes
+
+
+@dataclass(frozen=True)
+class _Settled(Solution):
+    """A point of one Objective, with all that its model depends on there."""
 
 
 class Objective:
@@ -41,8 +49,9 @@ class Objective:
 
     Theta lists the parameters with ``requires_grad`` in the order of ``named_parameters``;
     frozen parameters and buffers belong to the function: a Solution brings its own, a bare theta
-    takes those that the model came with. The model is evaluated in eval mode: under dropout or
-    batch statistics the loss is no function of theta alone.
+    takes those that the model came with. The model is evaluated in eval mode: under dropout the
+    loss is no function of theta alone. Noise that is left then, in the model or in the batches,
+    is refused at the first use, which evaluates the first batch twice.
 
     Args:
         model: Stays as it is, bit by bit: only a copy of its modules and buffers is used.
@@ -51,10 +60,19 @@ class Objective:
         metrics: Further such means by name, for ``evaluate``.
         count: What a batch weighs, as a function of its targets. Default: their number; for a
             mean over tokens, the number of tokens.
+        batch_norm: What layers with running statistics do (see ``sharpness.batch_norm``):
+            ``frozen``, ``batch``, ``reestimate`` or ``interpolate``. Re-estimated statistics are
+            taken anew at every point, by a pass over ``statistics`` in which each batch is
+            normalized by its own, and are constants there: no derivative goes through them, so
+            that the gradient is that of the loss under ``frozen`` with these statistics, and
+            curvature that of its loss at the point where the operator was made.
+        statistics: Batches of the *training* part, also for an Objective on another part, from
+            which ``reestimate`` computes; their targets only count.
         spec: What else there is to record, such as where the data come from.
 
     Raises:
-        InputError: If ``batches`` cannot be repeated, are empty or shuffle.
+        InputError: If ``batches`` cannot be repeated, are empty or shuffle, or if there are no
+            ``statistics`` to re-estimate from.
 
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> batches = [(torch.ones(2, 1), torch.zeros(2, 1)), (torch.ones(1, 1), torch.ones(1, 1))]
@@ -71,6 +89,8 @@ class Objective:
         *,
         metrics: Mapping[str, Measure] | None = None,
         count: Callable[[Tensor], int] = len,
+        batch_norm: str = "frozen",
+        statistics: Batches | None = None,
         spec: Mapping[str, Any] | None = None,
     ) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -81,11 +101,14 @@ class Objective:
                 f"{', '.join(sorted(kinds)) or 'none'}: set requires_grad or convert the model"
             )
         _require_fixed(batches)
+        if statistics is not None:
+            _require_fixed(statistics)
         # A copy, for its own modes and running statistics survive the user's training on and
-        # an interrupt; the memo keeps the large part, the parameters, shared.
-        self.model = deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+        # an interrupt.
+        self.model = copied(model).eval()
         self.batches, self.loss, self.metrics = batches, loss, dict(metrics or {})
-        self.count = count
+        self.count, self.statistics = count, statistics
+        self._looked_at: set[str] = set()  # what was found to be the same at a second look
         self.shapes = {name: p.shape for name, p in trainable.items()}
         self.theta = flatten(trainable.values())  # (n,)
         self.spec = {
@@ -96,9 +119,35 @@ class Objective:
             "dtype": str(self.theta.dtype),
             "device": self.theta.device.type,
             "threads": torch.get_num_threads(),
-            "batch_norm": "frozen",
+            "batch_norm": batch_norm,
             **(spec or {}),
         }
+        self._set_policy(batch_norm)
+
+    def under(self, batch_norm: str) -> "Objective":
+        """Return the same mean loss under another policy of BatchNorm.
+
+        Raises:
+            InputError: If there is no such policy, or are no statistics to re-estimate from.
+        """
+        if batch_norm == self.batch_norm:
+            return self
+        other = copy(self)
+        other.spec = {**self.spec, "batch_norm": batch_norm}
+        other._set_policy(batch_norm)
+        return other
+
+    def _set_policy(self, batch_norm: str) -> None:
+        require_policy(batch_norm)
+        norms = list(layers(self.model))
+        if batch_norm == "reestimate" and norms and self.statistics is None:
+            raise InputError(
+                f"reestimate needs batches of the training part, got none for {norms[0]}: give "
+                "them as statistics, or take an Objective from objective_of"
+            )
+        self.batch_norm = batch_norm
+        own = norms and batch_norm in ("batch", "reestimate")
+        self._by_batch = by_batch(self.model) if own else None
 
     def at(self, point: Point) -> Solution:
         """Return the point in this objective's dtype and on its device, checked.
@@ -123,11 +172,67 @@ class Objective:
             },
         )
 
+    def settled(self, point: Point) -> Solution:
+        """Return the point with the buffers that the function has there, to be used many times.
+
+        Cost: under ``reestimate`` a pass over the statistics, for a point that is not settled.
+        """
+        if isinstance(point, _Settled):
+            return point
+        here = self.at(point)
+        fresh = self._statistics_at(here) if self.batch_norm == "reestimate" else {}
+        return _Settled(here.theta, {**here.buffers, **fresh})
+
     def outputs(self, point: Point, inputs: Inputs) -> Tensor:
         """Return the model's outputs there, shape (batch, ...)."""
-        here = self.at(point)
+        z = self._forward(self.settled(point), inputs)
+        # Not at any point: a user's theta may be traced by torch.func, and not be compared.
+        if isinstance(point, _Settled) and "outputs" not in self._looked_at:
+            self._look_again_at_outputs(point, inputs, z)
+        return z
+
+    def _forward(self, here: Solution, inputs: Inputs, *, estimate: bool = False) -> Tensor:
         values = {**here.buffers, **unflatten(here.theta, self.shapes)}
-        return functional_call(self.model, values, *arguments(inputs))
+        model = self.model
+        if self._by_batch is not None and (estimate or self.batch_norm == "batch"):
+            model = self._by_batch
+            known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+            values = {name: value for name, value in values.items() if name in known}
+        z: Tensor = functional_call(model, values, *arguments(inputs))
+        return z
+
+    def _statistics_at(self, here: Solution) -> dict[str, Tensor]:
+        """Return the running statistics there, from a pass over the training part."""
+        if self._by_batch is None or self.statistics is None:
+            return {}
+        norms = layers(self.model)
+
+        def forward(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+            self._forward(here, inputs, estimate=True)
+            return here.theta.new_zeros(())
+
+        with torch.no_grad(), watched(self._by_batch, list(norms)) as moments:
+            for _ in self._each(self.statistics, forward, "statistics"):
+                pass
+        found: dict[str, Tensor] = {}
+        for name, layer in norms.items():
+            if moments[name]:  # a layer that is not used has none
+                mean, variance = pooled(layer, moments[name])
+                found[f"{name}.running_mean"] = mean.to(here.theta)
+                found[f"{name}.running_var"] = variance.to(here.theta)
+        return found
+
+    def _look_again_at_outputs(self, here: Solution, inputs: Inputs, z: Any) -> None:
+        devices = [here.theta.device] if here.theta.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            again = self._forward(here, inputs)
+        if not _agree(z, again):
+            raise InputError(
+                f"Objective needs a model that gives the same outputs twice in eval mode, got two "
+                f"different ones from {self.spec['objective']}: switch dropout and other noise "
+                "off where self.training is false"
+            )
+        self._looked_at.add("outputs")
 
     def batch_loss(self, point: Point, inputs: Inputs, targets: Tensor) -> Tensor:
         """Return the mean loss of one batch, shape ()."""
@@ -157,14 +262,29 @@ class Objective:
         derivatives are taken inside f, so the collective is never differentiated.
         """
         total, count = self.theta.new_zeros(()), 0
-        for i, batch in enumerate(self.batches):
+        for weight, value in self._each(self.batches, f, "batches"):
+            total = total + weight * value
+            count += weight
+        return mean_over_ranks(total, count)
+
+    def _each(
+        self, batches: Batches, f: Callable[[int, Inputs, Tensor], Tensor], name: str
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the weight of each batch and f there."""
+        looked, count = name in self._looked_at, 0
+        first = None if looked else _first(batches)
+        for i, batch in enumerate(batches):
             if not (isinstance(batch, tuple | list) and len(batch) == 2):
                 raise InputError(
                     f"Objective needs batches (inputs, targets), got a {type(batch).__name__} as "
                     f"batch {i}: yield pairs"
                 )
+            if not looked and i == 0:
+                _require_same(first, batch, batches)
+                self._looked_at.add(name)
             inputs, targets = on_device(self.theta.device, batch[0]), batch[1].to(self.theta.device)
             weight = self.count(targets)
+            count += weight
             try:
                 value = f(i, inputs, targets)
             except (InputError, ComputationError, torch.OutOfMemoryError):
@@ -173,11 +293,9 @@ class Objective:
                 raise ComputationError(
                     f"the model or the loss failed in batch {i}: {located(error)}"
                 ) from error
-            total = total + weight * value
-            count += weight
+            yield weight, value
         if not count:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
-        return mean_over_ranks(total, count)
 
     @property
     def is_sample(self) -> bool:
@@ -198,8 +316,9 @@ class Objective:
 
     def value(self, point: Point) -> Tensor:
         """Return the mean loss there, shape (), summed in float64."""
+        here = self.settled(point)
         with torch.no_grad():
-            return self.mean(lambda i, x, y: self.batch_loss(point, x, y).double())
+            return self.mean(lambda i, x, y: self.batch_loss(here, x, y).double())
 
     def gradient(self, point: Point) -> Tensor:
         """Return the gradient of the mean loss in theta, shape (n,)."""
@@ -207,11 +326,11 @@ class Objective:
 
     def value_and_gradient(self, point: Point) -> tuple[Tensor, Tensor]:
         """Return the mean loss, shape (), and its gradient, shape (n,), from one pass."""
-        here = self.at(point)
+        here = self.settled(point)
 
         def both(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
             theta = here.theta.detach().requires_grad_()
-            value = self.batch_loss(Solution(theta, here.buffers), inputs, targets)
+            value = self.batch_loss(replace(here, theta=theta), inputs, targets)
             slope = torch.zeros_like(here.theta)
             if value.requires_grad:
                 (slope,) = torch.autograd.grad(value, theta, materialize_grads=True)
@@ -225,9 +344,10 @@ class Objective:
 
     def evaluate(self, point: Point) -> dict[str, Tensor]:
         """Return the mean loss and every metric there by name, in float64, from one pass."""
+        here = self.settled(point)
 
         def measured(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
-            z = self.outputs(point, inputs)
+            z = self.outputs(here, inputs)
             loss = self.loss_of_outputs(z, targets)
             others = [f(z, targets) for f in self.metrics.values()]
             return torch.stack([loss.double(), *(x.double() for x in others)])
@@ -278,3 +398,43 @@ def _require_fixed(batches: Batches) -> None:
             raise InputError(f"{need} with {type(sampler).__name__}: pass shuffle=False")
         if batches.drop_last or getattr(batches.batch_sampler, "drop_last", False):
             raise InputError(f"{need} with drop_last=True: pass drop_last=False")
+
+
+def _first(batches: Batches) -> Any:
+    """Return the first batch of a pass of its own, under other random numbers than the next."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(LOOK)
+        return next(iter(batches), None)
+
+
+def _require_same(first: Any, batch: Any, batches: Batches) -> None:
+    if first is batch or _agree(first, batch, exact=True):
+        return
+    raise InputError(
+        f"Objective needs the same batches at every iteration, got {type(batches).__name__} whose "
+        "first batch differs at a second look: switch shuffling and random augmentation off"
+    )
+
+
+def _agree(one: Any, other: Any, *, exact: bool = False) -> bool:
+    """Say whether two nests of tensors are the same, to rounding unless exactly."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(
+            _agree(one[name], other[name], exact=exact) for name in one
+        )
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(
+            _agree(a, b, exact=exact) for a, b in zip(one, other, strict=True)
+        )
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return True  # what is no tensor has no numbers to compare
+    if one.shape != other.shape:
+        return False
+    if exact or not one.is_floating_point():
+        return torch.equal(one.nan_to_num(), other.nan_to_num())
+    # Without a graph, or on a GPU, another kernel may round otherwise.
+    finite = torch.isfinite(one)
+    if not torch.equal(finite, torch.isfinite(other)):
+        return False
+    gap, scale = (one - other)[finite].abs(), one[finite].abs()
+    return not len(gap) or bool(gap.max() <= torch.finfo(one.dtype).eps ** 0.5 * scale.max())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharpness.batch_norm import layers
 from sharpness.data import (
     DATA,
     Part,
@@ -153,6 +154,7 @@ def objective_of(
     dtype: str | None = None,
     device: str | None = None,
     micro_batch: int = MICRO_BATCH,
+    batch_norm: str = "frozen",
     model: Any = None,
     data: Any = None,
     loss: Any = None,
@@ -166,6 +168,8 @@ def objective_of(
         dtype: ``float32`` or ``float64``. Default: that of the run.
         device: Default: that of the run.
         micro_batch: Examples of one batch; other sizes round differently.
+        batch_norm: What layers with running statistics do (see ``Objective``); re-estimated ones
+            are those of the whole training part, also for a sample or the test part.
         model: What the run was made with, where that was an object or where the run came from a
             file that names ``module:function``; likewise ``data`` and ``loss``.
         trust_spec: Import what the run's file names; it can run any code.
@@ -214,7 +218,7 @@ def objective_of(
             )
     place(problem.model, run.end)
     part = getattr(problem.data, split)
-    total = size(part)
+    total, whole_batch = size(part), micro_batch
     if examples is not None:
         chosen = stratified(part[1], examples, seed)
         order = stream(seed, 2).permutation(chosen)
@@ -224,12 +228,16 @@ def objective_of(
     real = DTYPES.get(dtype or record["dtype"])
     if real is None:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
+    statistics = {"part": "train", "micro_batch": whole_batch}
     return Objective(
         problem.model.to(real),
         batches(converted(part, real), micro_batch),
         problem.loss,
         metrics=problem.metrics,
+        batch_norm=batch_norm,
+        statistics=batches(converted(problem.data.train, real), whole_batch),
         spec={
+            **({"statistics": statistics} if layers(problem.model) else {}),
             "split": split,
             "examples": size(part),
             "of": total,

@@ -13,6 +13,7 @@ import sharpness
 LAYERS = [
     {"errors"},
     {"results", "vectors", "distributed", "names", "text", "intervals"},
+    {"batch_norm"},
     {
         "data",
         "models",

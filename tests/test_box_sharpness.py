@@ -148,6 +148,7 @@ def test_the_record_can_be_checked_from_the_displacement_alone() -> None:
 def test_the_gradients_are_counted() -> None:
     f, _ = trained(torch.float64)
     calls = []
+    f.value(f.theta)  # the first use looks at the first batch twice
     f.model.register_forward_hook(lambda *_: calls.append(1))
     found = epsilon_sharpness(f, starts=2, sign_starts=2)
     assert len(calls) / 2 == found.gradients + 2  # two batches; the loss at both ends once more
@@ -341,6 +342,7 @@ def test_the_gradients_of_all_draws_are_counted_and_told() -> None:
     f, _ = trained(torch.float64)
     calls: list[int] = []
     told: list[tuple[int, int | None]] = []
+    f.value(f.theta)  # the first use looks at the first batch twice
     f.model.register_forward_hook(lambda *_: calls.append(1))
     found = subspace_sharpness(
         f, dimension=3, draws=2, progress=lambda done, total, _: told.append((done, total))
