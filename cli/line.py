@@ -6,7 +6,7 @@ import click
 
 from sharpness.errors import InputError
 
-from .parameters import COMMON, POLICIES, Grid, numerics, overwrite, reporting, source
+from .parameters import COMMON, NORMALIZES, POLICIES, Grid, numerics, overwrite, reporting, source
 from .sources import Source, answer, beside, objective, opened, request
 
 
@@ -18,8 +18,7 @@ from .sources import Source, answer, beside, objective, opened, request
 @click.option(
     "--bn",
     type=POLICIES,
-    help="What BatchNorm normalizes by.  [default: frozen where the running statistics of both "
-    "agree, reestimate where they differ]",
+    help=f"{NORMALIZES} [default: frozen where the ends agree in them, reestimate otherwise]",
 )
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: START-END.line.h5 beside START.")

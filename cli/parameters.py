@@ -195,8 +195,12 @@ numerics = chained(
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
 )
 POLICIES = Name("batch_norm", "BATCH_NORM")
+NORMALIZES = (
+    "What BatchNorm normalizes by: the running statistics of the solution (frozen), those of each "
+    "batch, or those of the training part, taken at every point (reestimate)."
+)
 evaluation = chained(
     numerics,
-    click.option("--bn", type=POLICIES, default="frozen", help="What BatchNorm normalizes by."),
+    click.option("--bn", type=POLICIES, default="frozen", help=NORMALIZES),
 )
 analysis = chained(split, evaluation)

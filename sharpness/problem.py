@@ -228,16 +228,17 @@ def objective_of(
     real = DTYPES.get(dtype or record["dtype"])
     if real is None:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
-    statistics = {"part": "train", "micro_batch": whole_batch}
+    norms = bool(layers(problem.model))
+    statistics = batches(converted(problem.data.train, real), whole_batch) if norms else None
     return Objective(
         problem.model.to(real),
         batches(converted(part, real), micro_batch),
         problem.loss,
         metrics=problem.metrics,
         batch_norm=batch_norm,
-        statistics=batches(converted(problem.data.train, real), whole_batch),
+        statistics=statistics,
         spec={
-            **({"statistics": statistics} if layers(problem.model) else {}),
+            **({"statistics": {"part": "train", "micro_batch": whole_batch}} if norms else {}),
             "split": split,
             "examples": size(part),
             "of": total,

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from sharpness.cli import main
 from torch import Tensor, nn
 from torch.func import hessian
+from torch.multiprocessing.spawn import spawn
 
 import sharpness as sh
 from sharpness.batch_norm import BATCH_NORM
@@ -244,6 +246,25 @@ def test_a_layer_that_the_model_does_not_use_keeps_its_statistics() -> None:
     f = objective(model, "reestimate")
     want = loss_by_hand(f.theta[:27], reestimated(f.theta[:27]))
     torch.testing.assert_close(f.value(f.theta), want)
+
+
+def rank(i: int, store: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=i, world_size=2)
+    share = slice(0, 2) if i == 0 else slice(2, 3)  # 14 and 3 examples
+    f = Objective(
+        network(),
+        TEST[share],
+        cross_entropy,
+        batch_norm="reestimate",
+        statistics=TRAIN[share],
+    )
+    want = loss_by_hand(f.theta, reestimated(f.theta)).detach()
+    torch.testing.assert_close(f.value(f.theta), want, rtol=1e-12, atol=0)
+    dist.destroy_process_group()
+
+
+def test_ranks_with_uneven_shares_reestimate_over_the_data_of_all(tmp_path: Path) -> None:
+    spawn(rank, args=(tmp_path / "ranks",), nprocs=2)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("training", [True, False])
