@@ -14,7 +14,7 @@ from torch.func import hessian
 from torch.multiprocessing.spawn import spawn
 
 import sharpness as sh
-from sharpness.batch_norm import BATCH_NORM
+from sharpness.batch_norm import BATCH_NORM, mixed_variance
 from sharpness.box_sharpness import epsilon_sharpness
 from sharpness.curvature import GaussNewton, Hessian
 from sharpness.errors import ComputationError, InputError
@@ -382,6 +382,15 @@ def test_interpolated_variances_stay_positive_where_straight_lines_would_not() -
         assert straight.min() + EPS < 0  # whose root would be NaN
     got = line(f, a, b, alphas=ALPHAS, batch_norm="interpolate")
     assert torch.isfinite(got.values["loss"]).all()
+
+
+def test_mixed_variances_are_those_of_the_ends_to_the_last_bit_and_positive_beyond() -> None:
+    a, b = 10 ** torch.empty(2, 1000).uniform_(-8, 8).double()
+    assert torch.equal(mixed_variance("v", a, b, 0.0), a)
+    assert torch.equal(mixed_variance("v", a, b, 1.0), b)
+    for alpha in (-1.0, 2.0):
+        assert (mixed_variance("v", a, b, alpha) > 0).all()
+        assert ((1 - alpha) * a + alpha * b).min() < 0  # on a straight line
 
 
 def test_a_channel_dead_at_both_ends_stays_dead_and_one_dead_at_one_end_is_refused() -> None:
