@@ -104,6 +104,8 @@ class _Analyses:
         evaluation = {key: self.options[key] for key in ("examples", "micro_batch", "seed")}
         evaluation["dtype"] = self.options["dtype"] or source.run.spec["train"]["dtype"]
         evaluation["device"] = device(self.options["device"])
+        if self.options["bn"] != "frozen":
+            evaluation["bn"] = self.options["bn"]
         for name, analysis in ANALYSES.items():
             asked = analysis_request(name, analysis, inputs, **evaluation)
             compute = partial(_analyzed, analysis, source, self.options)
