@@ -7,30 +7,33 @@ options.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
+from sharpness.records import Record, Shown, library
 
-@dataclass(frozen=True)
-class Solution:
+
+@dataclass(frozen=True, repr=False)
+class Solution(Shown):
     """A point of parameter space, and what else the model's function depends on there."""
 
     theta: Tensor  # (n,)  the trainable parameters
     buffers: dict[str, Tensor]  # by name: running means and the like, and frozen parameters
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Record):
     """A training from its start to its end, or a checkpoint of somebody's, which has but an end."""
 
+    rows: ClassVar[str] = "update"
     start: Solution | None
     end: Solution
     checkpoints: list[Solution]  # where the training loss first met each of the levels asked for
     checkpoint_updates: Annotated[Tensor, "checkpoint"]  # (c,)  updates done there
     # (r,) each: updates, examples seen, train_loss, test_loss and, for a classifier, train_right
     # and test_right, the integer counts of right answers
-    history: Annotated[dict[str, Tensor], "row"]
+    history: Annotated[dict[str, Tensor], "update"]
     optimizer: dict[str, Tensor]  # its state at the end, (n,) in the order of theta, and the steps
     train_index: Annotated[Tensor, "train_example"]  # (N,)  which examples of the data set
     test_index: Annotated[Tensor, "test_example"]
@@ -39,10 +42,11 @@ class Run:
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(Record):
     """Eigenpairs of a symmetric operator, in the order that was asked for."""
 
+    rows: ClassVar[str] = "pair"
     values: Annotated[Tensor, "pair"]  # (k,)
     vectors: Annotated[Tensor, "pair", "parameter"]  # (k, n)  orthonormal rows
     residuals: Annotated[Tensor, "pair"]  # (k,)  |A v - lambda v|
@@ -55,23 +59,25 @@ class Eigenpairs:
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Line:
+@dataclass(frozen=True, repr=False)
+class Line(Record):
     """Loss and metrics at the points (1 - alpha) start + alpha end."""
 
+    rows: ClassVar[str] = "alphas"
     alphas: Annotated[Tensor, "alphas"]  # (p,)  0 is the start, 1 the end
     values: Annotated[dict[str, Tensor], "alphas"]  # (p,) each, such as "train_loss"
     distance: float  # |end - start|, so that alpha times it is a length in parameter space
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sharpness:
+@dataclass(frozen=True, repr=False)
+class Sharpness(Record):
     """Keskar's Metric 2.1: the largest rise of the loss in a box, in percent of 1 + loss.
 
     The value is a lower bound of the maximum: the best of all points that were tried.
     """
 
+    rows: ClassVar[str] = "start"
     value: float  # 100 (maximum - loss) / (1 + loss)
     epsilon: float  # the box is |y_i| <= epsilon (|theta_i| + 1)
     loss: float  # at the center
@@ -94,10 +100,11 @@ class Sharpness:
         return self.first_order / self.value if self.value else float("nan")
 
 
-@dataclass(frozen=True)
-class SubspaceSharpness:
+@dataclass(frozen=True, repr=False)
+class SubspaceSharpness(Record):
     """Metric 2.1 in random subspaces, A of n x p: its mean over draws of A, and their spread."""
 
+    rows: ClassVar[str] = "draw"
     value: float  # mean over the draws, each the best of its starts
     stderr: float  # of that mean; NaN with one draw
     interval: Annotated[Tensor, "bound"]  # (2,)  Student's 95 % interval of the mean
@@ -109,10 +116,11 @@ class SubspaceSharpness:
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Record):
     """Sharpness at the start, the checkpoints and the end of a training."""
 
+    rows: ClassVar[str] = "updates"
     updates: Annotated[Tensor, "updates"]  # (c,) int: done at each point, ascending
     train_loss: Annotated[Tensor, "updates"]  # (c,)  of the examples that were used
     lambda_1: Annotated[Tensor, "updates"]  # (c,)  largest eigenvalue of the Hessian
@@ -126,20 +134,37 @@ class Trajectory:
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Record):
     """One number for each measure, group and seed, and contrasts of groups paired over seeds."""
 
-    groups: list[str]  # g names, such as "clean, LB 600"
+    groups: Annotated[list[str], "groups"]  # g names, such as "clean, LB 600"
     seeds: Annotated[Tensor, "seeds"]  # (s,)
-    values: Annotated[dict[str, Tensor], "group", "seeds"]  # (g, s) each, NaN where unknown
-    reached: Annotated[Tensor, "group", "seeds"]  # (g, s) bool: met the training loss asked for
-    contrasts: list[str]  # c names, such as "clean: LB 600 against SB 8"
+    values: Annotated[dict[str, Tensor], "groups", "seeds"]  # (g, s) each, NaN where unknown
+    reached: Annotated[Tensor, "groups", "seeds"]  # (g, s) bool: met the training loss asked for
+    contrasts: Annotated[list[str], "contrasts"]  # c names, such as "clean: LB 600 against SB 8"
     # (c, 3) each: estimate, low, high of the 95 % interval; NaN bounds with fewer than two pairs
-    ratios: Annotated[dict[str, Tensor], "contrast", "bound"]  # of positive measures
-    differences: Annotated[dict[str, Tensor], "contrast", "bound"]
-    pairs: Annotated[Tensor, "contrast"]  # (c,) int: seeds whose two runs both count
+    ratios: Annotated[dict[str, Tensor], "contrasts", "bound"]  # of positive measures
+    differences: Annotated[dict[str, Tensor], "contrasts", "bound"]
+    pairs: Annotated[Tensor, "contrasts"]  # (c,) int: seeds whose two runs both count
     spec: dict[str, Any]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` in long form: group, seed, reached, measure and value.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        rows = [
+            (group, seed, reached, measure, value)
+            for measure, numbers in self.values.items()
+            for group, of_group, met in zip(
+                self.groups, numbers.tolist(), self.reached.tolist(), strict=True
+            )
+            for seed, value, reached in zip(self.seeds.tolist(), of_group, met, strict=True)
+        ]
+        names = ["group", "seed", "reached", "measure", "value"]
+        return library("pandas").DataFrame(rows, columns=names)
 
 
 Result = Run | Eigenpairs | Line | Sharpness | SubspaceSharpness | Trajectory | Comparison

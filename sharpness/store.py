@@ -6,12 +6,13 @@ writes to one. The seal, a SHA-256 of all bytes, stands behind the end of the HD
 readers do not look; a program that opens the file for writing cuts it off, and ``load`` refuses
 the file.
 
-Layout: tensors, also those of a dict with axes, are datasets of the root group under their own
-names, and their axes HDF5 dimension scales as netCDF-4 has them, so ``xarray.open_dataset(path)``
-shows coordinates. A Solution, a list of them and a dict without axes are groups. Numbers, words
-and the type are attributes, and so, as JSON, are the spec, the versions that computed it and the
-request: the command, its options and the inputs, by which a file that exists is known to be what
-was asked for. Names, bytes and dtypes only: nothing in a file can name code to run.
+Layout: arrays, also those of a dict with axes and lists of words, are datasets of the root group
+under their own names, and their axes HDF5 dimension scales as netCDF-4 has them, so
+``xarray.open_dataset(path)`` shows coordinates. A Solution, a list of them and a dict without axes
+are groups. Numbers, words and the type are attributes, and so, as JSON, are the spec, the versions
+that computed it and the request: the command, its options and the inputs, by which a file that
+exists is known to be what was asked for. Names, bytes and dtypes only: nothing in a file can name
+code to run.
 """
 
 import glob
@@ -19,11 +20,10 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 import h5py
 import numpy as np
@@ -32,9 +32,10 @@ from torch import Tensor
 
 from sharpness._version import __version__
 from sharpness.errors import ComputationError, InputError
+from sharpness.records import layout
 from sharpness.results import RESULTS, Result, Solution
 
-FORMAT = 1
+FORMAT = 2  # 1 had names of groups in attributes and truths as an HDF5 enumeration
 SEAL = b"\nSEAL 1\n"  # 8 bytes, then 32 of SHA-256
 # What netCDF-4 calls an axis without coordinate values; never written, so it takes no space.
 AXIS = "This is a netCDF dimension but not a netCDF variable.%10d"
@@ -232,11 +233,11 @@ def _encode(result: Result, request: Request | None) -> bytes:
         file.attrs["versions"] = _json(_versions())
         if request is not None:
             file.attrs["request"] = _json(request)
-        for name, kind, axes in _layout(type(result)):
+        for name, kind, axes in layout(type(result)):
             value = getattr(result, name)
-            if kind is Tensor:
+            if kind is Tensor or kind == list[str]:
                 _write(file, name, value, axes, name)
-            elif name == "spec" or kind == list[str]:
+            elif name == "spec":
                 file.attrs[name] = _json(value)
             elif get_origin(kind) is dict and axes:
                 for part, tensor in value.items():
@@ -257,10 +258,19 @@ def _encode(result: Result, request: Request | None) -> bytes:
     return buffer.getvalue()
 
 
-def _write(file: h5py.File, name: str, value: Tensor, axes: tuple[str, ...], field: str) -> None:
+def _write(
+    file: h5py.File, name: str, value: Tensor | list[str], axes: tuple[str, ...], field: str
+) -> None:
     if name in file or not name.replace("-", "_").isidentifier():
         raise InputError(f"save needs a new plain name for each array, got {name!r}: rename it")
-    data = file.create_dataset(name, data=value.detach().cpu().numpy())
+    if isinstance(value, list):
+        array = np.array(value, dtype=h5py.string_dtype())
+    else:
+        array = value.detach().cpu().numpy()
+    truths = array.dtype == bool  # netCDF has none: numbers, marked as xarray marks them
+    data = file.create_dataset(name, data=array.astype(np.int8) if truths else array)
+    if truths:
+        data.attrs["dtype"] = np.bytes_("bool")
     data.attrs["field"] = np.bytes_(field)
     for i, axis in enumerate(axes):
         if axis == name:
@@ -296,14 +306,16 @@ def _decode(file: h5py.File, path: str | os.PathLike[str]) -> Result:
     cls = RESULTS[file.attrs["type"].decode()]
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, dataset in file.items():
-        if "field" in dataset.attrs:  # an axis alone has none, nor has a group
+        if "field" in dataset.attrs and dataset.dtype.kind != "O":  # an axis or a group has none
             tensors.setdefault(dataset.attrs["field"].decode(), {})[name] = _read(dataset)
     values: dict[str, Any] = {}
-    for name, kind, axes in _layout(cls):
+    for name, kind, axes in layout(cls):
         if kind is Tensor:
             values[name] = tensors[name][name]
-        elif name == "spec" or kind == list[str]:
+        elif name == "spec" or (name in file.attrs and kind == list[str]):  # format 1
             values[name] = json.loads(file.attrs[name])
+        elif kind == list[str]:
+            values[name] = file[name].asstr()[()].tolist()
         elif get_origin(kind) is dict:
             values[name] = tensors.get(name, {}) if axes else _read_group(file[name])
         elif kind == list[Solution]:
@@ -318,7 +330,8 @@ def _decode(file: h5py.File, path: str | os.PathLike[str]) -> Result:
 
 
 def _read(dataset: h5py.Dataset) -> Tensor:
-    return torch.from_numpy(np.asarray(dataset[()]))
+    array = torch.from_numpy(np.asarray(dataset[()]))
+    return array.bool() if dataset.attrs.get("dtype") == b"bool" else array
 
 
 def _read_group(group: h5py.Group) -> dict[str, Tensor]:
@@ -327,13 +340,6 @@ def _read_group(group: h5py.Group) -> dict[str, Tensor]:
 
 def _read_solution(group: h5py.Group) -> Solution:
     return Solution(_read(group["theta"]), _read_group(group["buffers"]))
-
-
-def _layout(cls: type[Result]) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """Return (name, type, axes) of each field."""
-    hints = get_type_hints(cls, include_extras=True)
-    split = {k: get_args(t) if get_origin(t) is Annotated else (t,) for k, t in hints.items()}
-    return [(f.name, split[f.name][0], tuple(split[f.name][1:])) for f in fields(cls)]
 
 
 def _versions() -> dict[str, str]:

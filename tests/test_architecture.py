@@ -12,6 +12,7 @@ import sharpness
 
 LAYERS = [
     {"errors"},
+    {"records"},
     {"results", "vectors", "distributed", "names", "text", "intervals"},
     {"batch_norm"},
     {
@@ -36,7 +37,8 @@ LAYERS = [
 ]
 # These see results, never a model.
 LEAVES = {
-    name: {"_version", "errors", "results"} for name in ("reading", "store", "journal", "plots")
+    name: {"_version", "errors", "records", "results"}
+    for name in ("reading", "store", "journal", "plots")
 }
 # A package that is used here is used nowhere else.
 HOMES = {
