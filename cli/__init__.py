@@ -10,14 +10,16 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from sharpness._version import __version__
 from sharpness.errors import ComputationError, InputError
 
+from .logs import logs_of_one_command
 from .parameters import COMMON
 
 # Name: module of this package, one line of help. A command is imported at its first use, so that
-# ``sharpness --help`` does not wait for torch.
+# ``sharpness --help`` does not wait for torch. A module ``list`` would hide the function here.
 COMMANDS = {
     "train": ("train", "Train one network and record the run."),
     "eigs": ("eigs", "Top eigenvalues of the Hessian at a solution."),
@@ -25,7 +27,9 @@ COMMANDS = {
     "measure": ("measure", "Measures of sharpness at solutions."),
     "along": ("along", "Sharpness along a training, at its checkpoints."),
     "compare": ("compare", "Runs compared: paired effects with their intervals."),
+    "plot": ("plot", "The figure of a result file."),
     "show": ("show", "What a result file holds, and what computed it."),
+    "list": ("catalog", "What there is by name, and what is in a folder."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
 CONTINUES = "interrupted: the same command again continues from the files that are whole"
@@ -50,6 +54,15 @@ class Commands(click.Group):
         """Write the table of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, without importing them, or the options."""
+        named = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
@@ -78,6 +91,12 @@ def sharpness() -> None:
       sharpness eigs sb.h5 -k 10
       sharpness line sb.h5 lb.h5
       sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
+
+    \b
+    Completion by the Tab key, in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
+      eval "$(_SHARPNESS_COMPLETE=bash_source sharpness)"
+      eval "$(_SHARPNESS_COMPLETE=zsh_source sharpness)"
+      _SHARPNESS_COMPLETE=fish_source sharpness | source
     """
 
 
@@ -99,7 +118,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        code = _run(given)
+        with logs_of_one_command():
+            code = _run(given)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

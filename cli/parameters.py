@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from .configuration import read_options
+from .logs import show_logs
 
 if TYPE_CHECKING:
     Kind = click.ParamType[Any]
@@ -41,12 +45,12 @@ class Real(Kind):
 
 
 class Whole(Kind):
-    """A whole number of at least a bound that fits in 64 bits."""
+    """A whole number between two bounds that fits in 64 bits."""
 
     name = "integer"
 
-    def __init__(self, least: int = 0) -> None:
-        self.least = least
+    def __init__(self, least: int = 0, most: int = 2**63 - 1) -> None:
+        self.least, self.most = least, most
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         """Return the number, or fail in one line."""
@@ -56,8 +60,8 @@ class Whole(Kind):
             self.fail(f"needs a whole number, got {value!r}", param, ctx)
         if number < self.least:
             self.fail(f"needs a whole number of at least {self.least}, got {value}", param, ctx)
-        if number >= 2**63:
-            self.fail(f"needs a whole number of at most {2**63 - 1}, got {value}", param, ctx)
+        if number > self.most:
+            self.fail(f"needs a whole number of at most {self.most}, got {value}", param, ctx)
         return number
 
 
@@ -139,6 +143,10 @@ class Name(Kind):
             self.fail(f"needs one of {choices}{more}, got {value!r}", param, ctx)
         return str(value)
 
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so, for the completion of a shell."""
+        return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+
 
 def chained(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     """Return one decorator of several options, shown in the help in this order."""
@@ -161,8 +169,24 @@ overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace an output of another request once the new is whole."
 )
 reporting = chained(
+    click.option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,  # before the options that it gives
+        expose_value=False,  # a request holds what it says and not where
+        callback=read_options,
+        help="Options by their names from a TOML file; those given here win.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=show_logs,
+        help="Tell on stderr what is read and computed, and how long it takes.",
+    ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 # What tells where a solution comes from: for a checkpoint all that a run's file knows by itself.

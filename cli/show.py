@@ -30,7 +30,7 @@ ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
 @click.command(context_settings=COMMON)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @reporting
-def command(files: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
+def command(files: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a result FILE holds, and the tree of what computed it.
 
     \b
@@ -68,6 +68,12 @@ def say(text: str) -> None:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def note(text: str) -> None:
+    """Print a remark on stderr, unless the command is to be quiet."""
+    if not click.get_current_context().params.get("quiet"):
+        click.echo(text, err=True)
+
+
 def report(result: Result, *, as_json: bool) -> None:
     """Print a result on stdout, for people or for machines."""
     if as_json:
@@ -75,6 +81,11 @@ def report(result: Result, *, as_json: bool) -> None:
         return
     for line in LINES[type(result)](result):
         say(line)
+
+
+def summary(result: Result) -> str:
+    """Return what a result is, in a few words."""
+    return SUMMARIES[type(result)](result)
 
 
 def tree(value: Any, indent: str = "") -> list[str]:
@@ -289,4 +300,52 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     SubspaceSharpness: _subspace,
     Trajectory: _trajectory,
     Comparison: _comparison,
+}
+
+
+def _run_summary(run: Run) -> str:
+    record = run.spec["train"]
+    words = f"{record['model']} on {record['data']}"
+    if run.stopped == "read":
+        return f"{words} read from {run.spec['checkpoint']['name']}"
+    loss = float(run.history["train_loss"][-1])
+    return (
+        f"{words} batch {record['batch_size']} rate {record['learning_rate']:g} seed "
+        f"{record['seed']}: training loss {loss:.2g} after {run.updates:,} updates"
+    )
+
+
+def _pairs_summary(pairs: Eigenpairs) -> str:
+    missing = int((~pairs.converged).sum())
+    words = f"{pairs.spec['operator']['operator']}: {len(pairs.values)} eigenvalues from "
+    words += f"{float(pairs.values[0]):.4g} to {float(pairs.values[-1]):.4g}"
+    return words + (f", {missing} NOT converged" if missing else "")
+
+
+def _line_summary(line: Line) -> str:
+    ends = f"alpha {float(line.alphas[0]):g} to {float(line.alphas[-1]):g}"
+    return f"{len(line.alphas)} points, {ends}, distance of the ends {line.distance:.4g}"
+
+
+def _sharpness_summary(found: Sharpness) -> str:
+    starts = len(found.start_values)
+    return f"Metric 2.1 {found.value:.4g} (epsilon {found.epsilon:g}, best of {starts} starts)"
+
+
+def _subspace_summary(found: SubspaceSharpness) -> str:
+    about = f"{found.spec['dimension']} dimensions, {found.spec['draws']} draws"
+    return f"Metric 2.1 in subspaces {found.value:.4g} (epsilon {found.epsilon:g}, {about})"
+
+
+def _comparison_summary(found: Comparison) -> str:
+    return f"{len(found.groups)} groups over {len(found.seeds)} seeds: {', '.join(found.values)}"
+
+
+SUMMARIES: dict[type, Callable[[Any], str]] = {
+    Run: _run_summary,
+    Eigenpairs: _pairs_summary,
+    Line: _line_summary,
+    Sharpness: _sharpness_summary,
+    SubspaceSharpness: _subspace_summary,
+    Comparison: _comparison_summary,
 }

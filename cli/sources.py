@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from sharpness.errors import InputError
 from sharpness.results import Result, Run
 
 from .progress import Progress, bar
-from .show import report
+from .show import note, report
 
 # Options that a checkpoint needs and a run's file knows by itself.
 OF_CHECKPOINT = ("model_options", "train_examples", "label_noise", "split_seed")
@@ -147,19 +145,24 @@ def answer(
     """Compute, save and print a result, unless the file that answers the request is there."""
     from sharpness.store import load, reuse, save
 
-    _require_place(path)
+    require_place(path)
     if reuse(path, asked, overwrite=options["overwrite"]):
         report(load(path), as_json=options["as_json"])
-        click.echo(f"already done: {path}", err=True)
+        note(f"already done: {path}")
         return
     with bar(label, unit, quiet=options["quiet"]) as progress, redirect_stdout(sys.stderr):
         result = compute(progress)
     save(path, result, request=asked, overwrite=options["overwrite"])
     report(result, as_json=options["as_json"])
-    click.echo(f"wrote {path}", err=True)
+    note(f"wrote {path}")
 
 
-def _require_place(path: Path) -> None:
+def require_place(path: Path) -> None:
+    """Refuse an output that cannot be written.
+
+    Raises:
+        InputError: If the name or its directory does not take a file.
+    """
     _require_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory: give the name of a file")

@@ -4,6 +4,7 @@ The names below are imported at their first use (PEP 562), so ``import sharpness
 ``sharpness --help`` do not wait for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from sharpness.store import load as load, save as save
     from sharpness.training import TrainConfig as TrainConfig, train as train
     from sharpness.trajectory import along_training as along_training
+
+logging.getLogger("sharpness").addHandler(logging.NullHandler())
 
 HOMES = {
     "ComputationError": "errors",

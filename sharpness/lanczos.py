@@ -8,6 +8,7 @@ have converged, a random vector, because a Krylov space holds one vector of each
 Letters: n unknowns, m basis vectors, k wanted pairs. Rows of Q are orthonormal.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, MutableMapping
 from itertools import count
@@ -19,6 +20,8 @@ from sharpness.curvature import Curvature, Operator
 from sharpness.errors import ComputationError, InputError
 from sharpness.results import Eigenpairs
 from sharpness.vectors import gaussian
+
+LOG = logging.getLogger(__name__)
 
 Key = Callable[[Tensor], Tensor]
 
@@ -98,6 +101,16 @@ def eigsh(
             f"eigsh needs a finite v0 of shape ({n},) that is not 0, got {tuple(v0.shape)}: "
             "change it"
         )
+    LOG.info(
+        "eigsh of %s, n = %d: %d pairs (%s) from a basis of %d to %g of the largest, engine %s",
+        A.spec.get("operator"),
+        n,
+        k,
+        which,
+        m,
+        tol,
+        A.spec.get("engine", "none"),
+    )
     Q = torch.zeros(m, n, dtype=A.dtype, device=A.device)
     noise = (gaussian(n, seed, i, like=Q) for i in count())
     basis = _Basis(Q, _numbered(A, pieces), noise)
@@ -133,6 +146,7 @@ def eigsh(
         else:
             complete = True
 
+    LOG.info("eigsh: %d products, %d of them to look for repeated values", spent, spent - searched)
     vectors = Q[:k].clone()  # not a view, which would hold all m
     gram = torch.stack([_inner(vectors, v) for v in vectors])
     return Eigenpairs(

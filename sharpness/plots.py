@@ -5,12 +5,14 @@ falling lightness contrast; what is told by color is told by a marker or a dash 
 gray.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,13 +20,32 @@ from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, Nul
 from torch import Tensor
 
 from sharpness.errors import InputError
-from sharpness.results import Eigenpairs, Line
+from sharpness.results import (
+    Comparison,
+    Eigenpairs,
+    Line,
+    Result,
+    Run,
+    Sharpness,
+    SubspaceSharpness,
+)
 
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", "-.", ":", "-")
 GRAY = "#8c8c8c"
+DARK = "#404040"
+MOST_COLUMNS = 4  # of panels
+MOST_MARKERS = 30  # of one curve; more run into each other
+# Formats of pictures, with what keeps the time of their making out of their bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
+# Measures and parts whose names are not words.
+SYMBOLS = {"lambda_1": r"$\lambda_1$", "metric_2_1": "Metric 2.1"}
 
 
 def figure(
@@ -42,9 +63,85 @@ def figure(
 
 def png(made: Figure, *, dpi: int = 200) -> bytes:
     """Return the figure as a PNG file."""
+    return encoded(made, dpi=dpi)
+
+
+def encoded(made: Figure, *, form: str = "png", dpi: int = 200) -> bytes:
+    """Return the figure as a file of one of ``FORMATS``; the same figure gives the same bytes.
+
+    Raises:
+        InputError: If the format is not one of them.
+    """
+    if form not in FORMATS:
+        raise InputError(
+            f"a picture needs a format of {', '.join(FORMATS)}, got {form}: choose one"
+        )
     buffer = BytesIO()
-    made.savefig(buffer, format="png", dpi=dpi)
+    with rc_context({"svg.hashsalt": "sharpness", "pdf.fonttype": 42}):
+        made.savefig(buffer, format=form, dpi=dpi, **FORMATS[form])
     return buffer.getvalue()
+
+
+def drawn(result: Result) -> Figure:
+    """Return the figure of a result, by ``FIGURES``.
+
+    Raises:
+        InputError: If there is none for its kind, or nothing in it to draw.
+
+    >>> alphas = torch.tensor([0.0, 0.5, 1.0])
+    >>> made = drawn(Line(alphas, {"loss": alphas.square() + 1}, 1.0, {}))
+    >>> [ax.get_ylabel() for ax in made.axes]
+    ['loss']
+    """
+    if type(result) not in FIGURES:
+        kinds = ", ".join(kind.__name__ for kind in FIGURES)
+        raise InputError(
+            f"a figure needs a result of kind {kinds}, got {type(result).__name__}: "
+            "take its numbers by show"
+        )
+    return FIGURES[type(result)](result)
+
+
+def training(result: Run, made: Figure) -> None:
+    """Draw the losses of a training on a logarithmic axis, and below them the accuracies.
+
+    Solid is train, dashed is test; a dotted line is the training loss that was to be met. The
+    axis counts updates below and epochs above.
+
+    Raises:
+        InputError: If the run is a checkpoint that was read, which has no history.
+    """
+    history = result.history
+    if "update" not in history:
+        raise InputError(
+            "a figure of a training needs its history, got a checkpoint that was read: draw "
+            "what was measured at it"
+        )
+    rates = [part for part in ("train", "test") if f"{part}_right" in history]
+    axes = made.subplots(2 if rates else 1, 1, sharex=True, squeeze=False)[:, 0]
+    updates = history["update"]
+    for part in ("train", "test"):
+        _curve(axes[0], updates, history[f"{part}_loss"], part, BLUE, "o")
+    goal = result.spec.get("train", {}).get("stop_loss")
+    if goal is not None:
+        axes[0].axhline(goal, color=GRAY, linestyle=":", label=f"stop at {goal:g}")
+    axes[0].set_ylabel("loss")
+    _logarithmic(axes[0])
+    for part in rates:
+        index = result.train_index if part == "train" else result.test_index
+        percent = 100 * history[f"{part}_right"].double() / len(index)
+        _curve(axes[1], updates, percent, part, ORANGE, "s")
+    if rates:
+        axes[1].set_ylabel("accuracy (%)")
+    for ax in axes:  # beside: inside, no corner is free of all curves
+        ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[-1].set_xlabel("updates")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    last, seen = int(updates[-1]), int(history["examples"][-1])
+    if last and seen:
+        rate = seen / len(result.train_index) / last
+        above = axes[0].secondary_xaxis("top", functions=(lambda x: x * rate, lambda x: x / rate))
+        above.set_xlabel("epochs")
 
 
 def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
@@ -60,8 +157,7 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
     handles: list[Line2D] = []
     for name, values in losses.items():
         handles += _along(ax, result.alphas, values, name, BLUE, "o")
-    ax.set_yscale("log")
-    label_decades(ax)
+    _logarithmic(ax)
     ax.set_xlabel(r"position $\alpha$  (0: start, 1: end)")
     ax.set_ylabel("loss", color=BLUE)
     ax.tick_params(axis="y", colors=BLUE)
@@ -89,11 +185,27 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
 
 
 def eigenvalues(result: Eigenpairs, ax: Axes, *, label: str | None = None, style: int = 0) -> None:
-    """Draw the eigenvalues by rank with their residuals as bars; unconverged ones are hollow."""
+    """Draw the eigenvalues by rank with their residuals as bars; unconverged ones are hollow.
+
+    Those of a sample of the data have a pale bar too, of two standard errors to each side.
+    """
     values, converged = result.values.double(), result.converged
     rank = torch.arange(1, len(values) + 1)
     color, marker = COLORS[style % len(COLORS)], MARKERS[style % len(MARKERS)]
     ax.errorbar(rank, values, yerr=result.residuals.double(), fmt="none", ecolor=color, capsize=2)
+    if bool((result.sampling_errors != 0).any()):
+        wide = 2 * result.sampling_errors.double()
+        ax.errorbar(
+            rank,
+            values,
+            yerr=wide,
+            fmt="none",
+            ecolor=color,
+            elinewidth=5,
+            alpha=0.25,
+            zorder=0,
+            label="sampling error, 2 s.e.",
+        )
     ax.plot(rank, values, color=color, linewidth=0.8, alpha=0.6, zorder=1)
     for filled in (True, False):
         chosen = converged == filled
@@ -114,7 +226,150 @@ def eigenvalues(result: Eigenpairs, ax: Axes, *, label: str | None = None, style
     if bool((values > 0).all()):
         ax.set_yscale("log")
         label_decades(ax)
+    else:
+        ax.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def starts(result: Sharpness, ax: Axes) -> None:
+    """Draw the value of Metric 2.1 that each start reached, by its method.
+
+    Lines mark the best of them, which is the result, the value that a loss linear in theta would
+    have, and the rounding of the loss, which a value must exceed to mean anything.
+    """
+    number = torch.arange(1, len(result.start_values) + 1)
+    levels = (
+        (result.value, BLACK, "-", f"value {result.value:.4g}"),
+        (result.first_order, GREEN, "--", f"first order {result.first_order:.3g}"),
+        (result.rounding, GRAY, ":", f"rounding {result.rounding:.1e}"),
+    )
+    for y, color, dash, name in levels:
+        ax.axhline(y, color=color, linestyle=dash, linewidth=1.1, label=name, zorder=1)
+    for sign, name in ((False, "L-BFGS-B"), (True, "sign iteration")):
+        chosen = result.start_signs == sign
+        if chosen.any():
+            color, marker = COLORS[int(sign)], MARKERS[int(sign)]
+            values = result.start_values[chosen]
+            ax.plot(number[chosen], values, marker, color=color, markersize=6, label=name)
+    _from_zero(ax)
+    ax.set_xlabel("start")
+    ax.set_ylabel("rise of the loss (% of 1 + loss)")
+    ax.set_xlim(0.5, len(number) + 0.5)
+    ax.set_xticks(range(1, len(number) + 1, 1 + len(number) // 12))
+
+
+def draws(result: SubspaceSharpness, ax: Axes) -> None:
+    """Draw Metric 2.1 of each random subspace, and beside them the mean with its interval.
+
+    Hollow is the value that a loss linear in theta would have in the same subspace.
+    """
+    count = len(result.draw_values)
+    number = torch.arange(1, count + 1)
+    ax.plot(number, result.draw_values, "o", color=BLUE, markersize=6, label="draw")
+    ax.plot(
+        number,
+        result.draw_first_order,
+        "o",
+        color=GREEN,
+        markerfacecolor="white",
+        markersize=6,
+        label="first order",
+        zorder=1,
+    )
+    low, high = result.interval.tolist()
+    known = not math.isnan(low)
+    ax.axhline(result.value, color=GRAY, linewidth=0.8, linestyle=":", zorder=0)
+    ax.errorbar(
+        [count + 1],
+        [result.value],
+        yerr=[[result.value - low], [high - result.value]] if known else None,
+        fmt="D",
+        color=BLACK,
+        markerfacecolor=BLACK if known else "white",
+        capsize=4,
+        label="mean, 95 % interval" if known else "mean, interval unknown",
+    )
+    _from_zero(ax)
+    ax.set_ylabel("rise of the loss (% of 1 + loss)")
+    ax.set_xlabel("draw of the subspace")
+    ticks = list(range(1, count + 1, 1 + count // 12))
+    ax.set_xticks([*ticks, count + 1], [*map(str, ticks), "mean"])
+    ax.set_xlim(0.5, count + 1.5)
+
+
+def contrasts(result: Comparison, made: Figure) -> None:
+    """Draw each contrast of a comparison with its 95 % interval, one panel for each measure.
+
+    Ratios are on logarithmic axes and differences, reference - group, on linear ones; a line
+    marks "no difference". A hollow point has an unknown interval, and what is unknown
+    altogether says so.
+
+    Raises:
+        InputError: If there is no contrast.
+    """
+    panels = [(name, x, True) for name, x in result.ratios.items()]
+    panels += [(name, x, False) for name, x in result.differences.items()]
+    if not panels or not result.contrasts:
+        raise InputError(
+            "a figure of a comparison needs a contrast, got none: take its numbers by show"
+        )
+    rows, columns = _shape(len(panels))
+    grid = made.subplots(rows, columns, sharey=True, squeeze=False)
+    for ax, (name, numbers, ratio) in zip(grid.flat, panels, strict=False):
+        _forest(ax, numbers, ratio=ratio)
+        measure, _, kind = name.rpartition("_")
+        ax.set_title(_named(measure), fontsize="medium")
+        unit = " (points)" if kind == "difference" and measure.endswith("accuracy") else ""
+        ax.set_xlabel(f"{kind}{unit}", fontsize="small")
+    for ax in grid.flat[len(panels) :]:
+        ax.set_visible(False)
+    names = [
+        f"{name}  ({int(count)})".replace(" x", " \u00d7")
+        for name, count in zip(result.contrasts, result.pairs, strict=True)
+    ]
+    for ax in grid[:, 0]:
+        ax.set_yticks(range(len(names)), names, fontsize="small")
+    grid[0, 0].set_ylim(len(names) - 0.4, -0.6)  # the first on top
+
+
+def _forest(ax: Axes, numbers: Tensor, *, ratio: bool) -> None:
+    """Draw rows of (estimate, low, high), shape (c, 3), below each other."""
+    none = 1.0 if ratio else 0.0
+    ax.axvline(none, color=GRAY, linewidth=1, linestyle="--", zorder=0)
+    for y, (estimate, low, high) in enumerate(numbers.tolist()):
+        if math.isnan(estimate):
+            middle = ax.get_yaxis_transform()  # x in parts of the axes
+            ax.text(
+                0.5,
+                y,
+                "unknown",
+                transform=middle,
+                ha="center",
+                va="center",
+                fontsize="small",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
+            continue
+        known = not math.isnan(low)
+        ax.errorbar(
+            [estimate],
+            [y],
+            xerr=[[estimate - low], [high - estimate]] if known else None,
+            fmt="o",
+            color=BLUE,
+            markerfacecolor=BLUE if known else "white",
+            markersize=4.5,
+            capsize=2.5,
+        )
+        if not known:
+            ax.annotate("?", (estimate, y), (5, 0), textcoords="offset points", va="center")
+    ax.margins(x=0.1)
+    if ratio:
+        ax.set_xscale("log")
+        label_decades(ax, "x")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.tick_params(axis="x", labelsize="small")
 
 
 def paired(
@@ -218,18 +473,52 @@ def frame(axes: Sequence[Axes], *, log: bool) -> None:
         ax.set_ylim(low - room / 10, high + room / 10)
 
 
-def label_decades(ax: Axes) -> None:
-    """Label a logarithmic y axis for the limits that it has now: at least some three numbers."""
-    low, high = ax.get_ylim()
+def label_decades(ax: Axes, which: str = "y") -> None:
+    """Label a logarithmic axis for the limits that it has now: at least some three numbers."""
+    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
+    axis = ax.yaxis if which == "y" else ax.xaxis
     decades = np.log10(high / low)
     if decades > 2:
-        ax.yaxis.set_major_locator(LogLocator(base=10))
-        ax.yaxis.set_major_formatter(LogFormatterMathtext())
+        axis.set_major_locator(LogLocator(base=10))
+        axis.set_major_formatter(LogFormatterMathtext())
     else:
         by_parts = LogLocator(base=10, subs=(1.0, 2.0, 5.0))
-        ax.yaxis.set_major_locator(by_parts if decades > 1 else MaxNLocator(5))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:.4g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(by_parts if decades > 1 else MaxNLocator(5))
+        axis.set_major_formatter(lambda y, _: f"{y:.4g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Make the y axis logarithmic unless that hides something that is drawn."""
+    drawn = [np.asarray(curve.get_ydata(), dtype=float) for curve in ax.get_lines()]
+    if all((y[np.isfinite(y)] > 0).all() for y in drawn):
+        ax.set_yscale("log")
+        label_decades(ax)
+
+
+def _from_zero(ax: Axes) -> None:
+    """Let the y axis begin at 0 where nothing is below it, with room for what is there."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0) if low < -0.06 * high else 0, high + 0.05 * (high - low))
+
+
+def _curve(ax: Axes, x: Tensor, y: Tensor, part: str, color: str, marker: str) -> None:
+    test = part == "test"
+    ax.plot(
+        x,
+        y,
+        color=color,
+        linestyle="--" if test else "-",
+        marker=marker if len(x) <= MOST_MARKERS else None,
+        markersize=3.5,
+        markerfacecolor="white" if test else color,
+        linewidth=1.3,
+        label=part,
+    )
+
+
+def _named(measure: str) -> str:
+    return SYMBOLS.get(measure, measure.replace("_", " "))
 
 
 def _along(
@@ -248,3 +537,96 @@ def _along(
         linewidth=1.3,
         label=f"{kind}, {part}" if part else kind,
     )
+
+
+def _one(draw: Callable[[Any, Axes], Any], width: float, height: float) -> Callable[[Any], Figure]:
+    """Return what makes a figure of one pair of axes with its legend above them."""
+
+    def make(result: Any) -> Figure:
+        made, grid = figure(width, height)
+        ax = grid[0, 0]
+        draw(result, ax)
+        handles, _ = ax.get_legend_handles_labels()
+        if handles and ax.get_legend() is None:
+            ax.legend(
+                fontsize="small",
+                frameon=False,
+                loc="lower center",
+                bbox_to_anchor=(0.5, 1.0),
+                ncols=3,
+            )
+        _entitle(made, result)
+        return made
+
+    return make
+
+
+def _training_figure(result: Run) -> Figure:
+    made = Figure(
+        figsize=(6.4, 5.2 if "train_right" in result.history else 3.6), layout="constrained"
+    )
+    training(result, made)
+    _entitle(made, result)
+    return made
+
+
+def _comparison_figure(result: Comparison) -> Figure:
+    rows, columns = _shape(len(result.ratios) + len(result.differences))
+    longest = max((len(name) for name in result.contrasts), default=0)
+    made = Figure(
+        figsize=(
+            max(5.0, 1.0 + 0.07 * longest + 2.1 * columns),
+            0.4 + rows * (1.0 + 0.27 * len(result.contrasts)),
+        ),
+        layout="constrained",
+    )
+    contrasts(result, made)
+    made.supxlabel(
+        "with 95 % intervals and the number of pairs\n"
+        "ratio: group / reference; difference: reference \u2212 group",
+        fontsize="small",
+        color=DARK,
+    )
+    return made
+
+
+def _shape(panels: int) -> tuple[int, int]:
+    """Return the rows and columns of so many panels."""
+    rows = max(1, math.ceil(panels / MOST_COLUMNS))
+    return rows, max(1, math.ceil(panels / rows))
+
+
+def _entitle(made: Figure, result: Any) -> None:
+    """Write above a figure what its spec says of the network and the data."""
+    made.suptitle("\n".join(_about(result.spec)), fontsize="small", color=DARK)
+
+
+def _about(spec: Mapping[str, Any]) -> list[str]:
+    record = spec.get("train")
+    if record:
+        return [
+            f"{record['model']} on {record['data']}, {record['optimizer']} at rate "
+            f"{record['learning_rate']:g}, batch size {record['batch_size']}, seed {record['seed']}"
+        ]
+    operator = spec.get("operator", {})
+    objectives = spec.get("objectives") or {"": spec.get("objective") or operator.get("objective")}
+    known = [objective for objective in objectives.values() if objective]
+    if not known:
+        return []
+    parts = [
+        f"{x['split']} part, {x['examples']} of {x['of']} examples" for x in known if "split" in x
+    ]
+    head = [operator["operator"]] if "operator" in operator else []
+    if "epsilon" in spec:
+        head.append(f"$\\epsilon$ = {spec['epsilon']:g}")
+    return [", ".join([*head, f"{known[0]['parameters']:,} parameters"]), "; ".join(parts)]
+
+
+FIGURES: dict[type, Callable[[Any], Figure]] = {
+    Run: _training_figure,
+    Eigenpairs: _one(eigenvalues, 5, 3.6),
+    Line: _one(line, 5.6, 3.9),
+    Sharpness: _one(starts, 5, 3.8),
+    SubspaceSharpness: _one(draws, 5, 3.8),
+    Comparison: _comparison_figure,
+}

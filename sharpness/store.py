@@ -18,6 +18,7 @@ code to run.
 import glob
 import hashlib
 import json
+import logging
 import os
 import stat
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,8 @@ SEAL = b"\nSEAL 1\n"  # 8 bytes, then 32 of SHA-256
 # What netCDF-4 calls an axis without coordinate values; never written, so it takes no space.
 AXIS = "This is a netCDF dimension but not a netCDF variable.%10d"
 PACKAGES = ("torch", "numpy", "scipy", "h5py")
+
+LOG = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Result)
 Request = dict[str, Any]  # JSON values
@@ -69,7 +72,9 @@ def load(path: str | os.PathLike[str]) -> Result:
         ComputationError: If the file is damaged, not ours, or of a newer format.
     """
     with h5py.File(BytesIO(_sealed(path))) as file:
-        return _decode(file, path)
+        result = _decode(file, path)
+    LOG.info("read %s, a %s", path, type(result).__name__)
+    return result
 
 
 def load_as(path: str | os.PathLike[str], kind: type[R]) -> R:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +19,17 @@ import click
 import pytest
 import torch
 from sharpness.cli import COMMANDS, main, sharpness as group
+from sharpness.experiments import RECIPES
 
 import sharpness as sh
-from sharpness import names
-from sharpness.training import cpu_threads
+from sharpness import names, plots
+from sharpness.curvature import OPERATORS
+from sharpness.data import DATA
+from sharpness.measures import MEASURES
+from sharpness.models import MODELS
+from sharpness.problem import LOSSES
+from sharpness.results import RESULTS
+from sharpness.training import OPTIMIZERS, cpu_threads
 
 Ask = Callable[..., tuple[int, str, str]]
 
@@ -31,6 +39,13 @@ BROUGHT = ("--model=nets:build", "--data=nets:digits", "--loss=cross_entropy")
 REGRESSION = ("--model=nets:curve", "--data=nets:points", "--loss=nets:squares")
 FEW = ("--starts=1", "--sign-starts=1")
 ENDLESS = ("--stop-loss=1e-9", "--updates=10000000", "--threads=1")
+CONFIGURATIONS = {
+    "broken": "k = = 2",
+    "unknown": "exampels = 3",
+    "far": "zzzz = 3",
+    "twice": "micro-batch = 3\nmicro_batch = 3",
+    "kinds": "plot = 3\n[eigs]\nk = [2]\n[line]\nalphas = [0, 1, 3]\n[show]\njson = 3",
+}
 NETS = """
 import torch
 from torch import nn
@@ -147,6 +162,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flipped = bytes([whole[middle] ^ 1])
     (folder / "flipped.h5").write_bytes(whole[:middle] + flipped + whole[middle + 1 :])
     (folder / "text.pt").write_text("no weights\n")
+    for name, text in CONFIGURATIONS.items():
+        (folder / f"{name}.toml").write_text(text)
     (folder / "folder.h5").mkdir()
     net = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.Tanh(), torch.nn.Linear(4, 10))
     torch.save(net.state_dict(), folder / "mine.pt")
@@ -539,6 +556,35 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*EPSILON, "lb.h5", "-o", "x.h5"], 2, "-o"),
     (["run", "keskar", "-o", "text.pt"], 2, "text.pt"),
     (["run", "keskar", "--quick", "-o", "nosuch/deep/k", "--batch-sizes=601,602"], 2, "601"),
+    # pictures and lists
+    (["plot"], 2, "FILE"),
+    (["plot", "nosuch.h5"], 2, "nosuch.h5"),
+    (["plot", "folder.h5"], 2, "folder.h5"),
+    (["plot", "text.pt"], 1, "text.pt"),
+    (["plot", "sb.h5", "flipped.h5"], 1, "flipped.h5"),
+    (["plot", "sb.h5", "--format=gif"], 2, "png, pdf, svg"),
+    (["plot", "sb.h5", "-o", "sb.gif"], 2, "sb.gif"),
+    (["plot", "sb.h5", "-o", "sb"], 2, "ends in png or pdf or svg"),
+    (["plot", "sb.h5", "-o", "sb.png", "--format=pdf"], 2, "ends in pdf"),
+    (["plot", "sb.h5", "-o", "sb.h5", "--overwrite"], 2, "sb.h5"),
+    (["plot", "sb.h5", "-o", "nosuch/sb.png"], 2, "nosuch"),
+    (["plot", "sb.h5", "lb.h5", "-o", "x.png"], 2, "-o"),
+    (["plot", "sb.h5", "--dpi=0"], 2, "--dpi"),
+    (["plot", "sb.h5", "--dpi=1000000"], 2, "2400"),
+    (["list", "nosuch"], 2, "nosuch"),
+    (["list", "sb.h5"], 2, "sb.h5"),
+    # configurations
+    ([*EIGS, "--config=nosuch.toml"], 2, "nosuch.toml"),
+    ([*EIGS, "--config=."], 2, "directory"),
+    ([*EIGS, "--config=sb.h5"], 2, "TOML"),
+    ([*EIGS, "--config=broken.toml"], 2, "line 1"),
+    ([*EIGS, "--config=unknown.toml"], 2, "did you mean examples?"),
+    ([*EIGS, "--config=far.toml"], 2, "zzzz"),
+    ([*EIGS, "--config=twice.toml"], 2, "twice"),
+    ([*EIGS, "--config=kinds.toml"], 2, "-k"),
+    ([*LINE, "--config=kinds.toml"], 2, "--alphas"),
+    (["show", "sb.h5", "--config=kinds.toml"], 2, "--json"),
+    (["plot", "sb.h5", "--config=kinds.toml"], 2, "plot"),
     # numbers
     *NUMBERS,
     ([*EIGS, "-k0"], 2, "-k"),
@@ -676,6 +722,201 @@ def test_a_name_that_is_no_utf_8_is_a_name_too(files: Path, ask: Ask) -> None:
     assert Path(os.fsdecode(b"\xff.eigs.h5")).exists()
 
 
+# ---- pictures, lists, configurations, logs -------------------------------------------------
+
+
+@pytest.fixture
+def kept(here: Path, results: dict[str, Any]) -> Path:
+    """A folder with a file of each kind of result, named as its kind."""
+    for kind, result in results.items():
+        sh.save(here / f"{kind}.h5", result, request={"command": "made", "options": {}})
+    return here
+
+
+KINDS = pytest.mark.parametrize("kind", RESULTS)
+
+
+@KINDS
+def test_every_kind_of_file_is_shown_in_words_and_in_strict_json(
+    kind: str, kept: Path, ask: Ask
+) -> None:
+    code, out, err = ask("show", f"{kind}.h5")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{kind}.h5: {kind}\n")
+    assert "computed by\n" in out
+    code, out, err = ask("show", "--json", f"{kind}.h5")
+    assert (code, err) == (0, "")
+    told = json.loads(out, parse_constant=pytest.fail)
+    result = sh.load(f"{kind}.h5")
+    assert told.keys() == {"type", *(field.name for field in fields(result))}
+    assert told["spec"] == result.spec
+    tool = [sys.executable, "-m", "json.tool"]
+    assert subprocess.run(tool, input=out.encode(), capture_output=True, check=True).stdout
+
+
+@KINDS
+def test_every_kind_of_file_has_its_picture_beside_it(kind: str, kept: Path, ask: Ask) -> None:
+    picture = kept / f"{kind}.png"
+    assert ask("plot", f"{kind}.h5") == (0, "", f"wrote {kind}.png\n")
+    before = stamp(picture)
+    assert before[0] == plots.encoded(plots.drawn(sh.load(f"{kind}.h5")), dpi=200)
+    for again in ([], ["--overwrite"]):
+        assert ask("plot", f"{kind}.h5", *again) == (0, "", f"already done: {kind}.png\n")
+    assert stamp(picture) == before
+    code, out, err = ask("plot", f"{kind}.h5", "--dpi=50")
+    assert (code, out) == (2, "")
+    assert f"{kind}.png" in the_line(err)
+    assert stamp(picture) == before
+    assert ask("plot", f"{kind}.h5", "--dpi=50", "--overwrite")[0] == 0
+    assert stamp(picture) != before
+
+
+@pytest.mark.parametrize(
+    ("form", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
+def test_pictures_have_the_format_of_their_name_or_of_the_option(
+    form: str, head: bytes, kept: Path, ask: Ask
+) -> None:
+    assert ask("plot", "Line.h5", "Run.h5", "--format", form)[0] == 0
+    assert ask("plot", "Line.h5", "-o", f"mine.{form.upper()}", "-q") == (0, "", "")
+    for name in (f"Line.{form}", f"Run.{form}", f"mine.{form.upper()}"):
+        assert (kept / name).read_bytes().startswith(head)
+    code, out, _ = ask("plot", "Line.h5", "Run.h5", "--format", form, "--json", "--dpi=200")
+    assert code == 0
+    assert json.loads(out) == [
+        {"file": f"{kind}.h5", "type": kind, "picture": f"{kind}.{form}", "written": False}
+        for kind in ("Line", "Run")
+    ]
+
+
+def test_a_picture_that_cannot_be_drawn_keeps_all_others_from_being_written(
+    kept: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(plots.FIGURES, sh.Line)
+    before = contents(kept)
+    code, out, err = ask("plot", "Run.h5", "Line.h5")
+    assert (code, out) == (2, "")
+    assert "got Line" in the_line(err)
+    assert contents(kept) == before
+
+
+def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> None:
+    code, out, err = ask("list", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    tables = [MODELS, DATA, LOSSES, OPTIMIZERS, MEASURES, OPERATORS, RECIPES]
+    assert [list(lines) for lines in told.values()] == [list(table) for table in tables]
+    _, out, _ = ask("list")
+    for lines in told.values():
+        for name, line in lines.items():
+            assert 10 < len(line) < 200
+            assert any(row.split() == [*name.split(), *line.split()] for row in out.splitlines())
+
+
+def test_the_list_of_a_folder_has_its_results_and_tells_the_damaged(kept: Path, ask: Ask) -> None:
+    below = kept / "b" / "c"
+    below.mkdir(parents=True)
+    shutil.copy("Run.h5", below / "run")  # a result by its seal, whatever its name
+    whole = Path("Line.h5").read_bytes()
+    (below / "cut.h5").write_bytes(whole[:-9])
+    (below / "text.txt").write_text("no result")
+    (below / ".Run.h5.12").write_bytes(whole)
+    code, out, err = ask("list", "--json", ".")
+    assert (code, err) == (0, "")
+    told = {entry["path"]: entry for entry in json.loads(out)}
+    assert told.keys() == {"b/c/cut.h5", "b/c/run", *(f"{kind}.h5" for kind in RESULTS)}
+    assert all(told[f"{kind}.h5"]["type"] == kind for kind in RESULTS)
+    assert told["b/c/cut.h5"]["damaged"]
+    assert "mlp on digits batch 100 rate 0.001 seed 0" in told["b/c/run"]["description"]
+    _, out, _ = ask("list", ".")
+    assert "b/c/cut.h5: DAMAGED" in out
+    assert len(out.splitlines()) == len(told)
+    assert ask("list", "b", "b/c") == (0, ask("list", "b")[1] * 2, "")
+
+
+CONFIGURED = """
+checkpoint-losses = [2.0, 1e-30]
+updates = 5
+seed = 3
+[train]
+batch_size = 600
+model_options = { widths = [] }
+optimizer = "sgd"
+momentum = 0.5
+nesterov = true
+threads = 1
+output = "a.h5"
+[eigs]
+k = 2
+"""
+
+
+def test_options_given_by_a_file_are_the_same_request(here: Path, ask: Ask) -> None:
+    Path("run.toml").write_text(CONFIGURED)
+    assert ask("train", "--config=run.toml")[0] == 0
+    record = sh.load("a.h5").spec["train"]
+    assert (record["batch_size"], record["nesterov"], record["seed"]) == (600, True, 3)
+    assert record["checkpoint_losses"] == [2.0, 1e-30]
+    words = ["--updates=5", "--seed=3", "--batch-size=600", "--threads=1", LINEAR]
+    words += ["--optimizer=sgd", "--momentum=0.5", "--nesterov"]
+    words += ["--checkpoint-losses=2", "--checkpoint-losses=1e-30"]
+    code, _, err = ask("train", *words, "-o", "a.h5")
+    assert (code, err) == (0, "already done: a.h5\n")
+    assert ask("train", *words, "-o", "b.h5")[0] == 0
+    assert Path("a.h5").read_bytes() == Path("b.h5").read_bytes()
+
+
+def test_the_command_line_wins_over_a_file_and_a_table_over_what_is_outside(
+    files: Path, ask: Ask
+) -> None:
+    Path("run.toml").write_text(
+        "seed = 1\njson = true\n[eigs]\nseed = 2\npairs = 2\n"
+        "[measure]\nseed = 4\n[measure.epsilon-sharpness]\nstarts = 1\nsign_starts = 0\n"
+    )
+    code, out, _ = ask("eigs", "sb.h5", "--config=run.toml")
+    assert code == 0
+    assert json.loads(out)["spec"]["seed"] == 2
+    assert len(sh.load("sb.eigs.h5").values) == 2
+    code, out, _ = ask("eigs", "sb.h5", "--config=run.toml", "--seed=3", "-k1", "-o", "x.h5")
+    assert code == 0
+    assert json.loads(out)["spec"]["seed"] == 3
+    assert len(sh.load("x.h5").values) == 1
+    code, out, _ = ask("measure", "epsilon-sharpness", "sb.h5", "--config=run.toml")
+    assert code == 0
+    spec = json.loads(out)["spec"]
+    assert (spec["seed"], spec["starts"], spec["sign_starts"]) == (4, 1, 0)
+
+
+@pytest.mark.parametrize("words", [w for w, c in commands() if not isinstance(c, click.Group)])
+def test_every_command_takes_the_shared_options(words: str) -> None:
+    names = {name for param in dict(commands())[words].params for name in param.opts}
+    assert {"--json", "-q", "-v", "--debug", "--config"} <= names
+
+
+def test_verbose_tells_what_is_read_and_computed_and_quiet_tells_nothing(
+    files: Path, ask: Ask
+) -> None:
+    code, out, err = ask("eigs", "sb.h5", "-k2", "-v")
+    assert code == 0
+    told = err.splitlines()
+    assert told.pop() == "wrote sb.eigs.h5"
+    assert all(re.match(r"\[\d+\.\d s\] \w+: ", line) for line in told)
+    assert any("sb.h5" in line for line in told)
+    assert any("eigsh" in line and "650" in line and "cached" in line for line in told)
+    assert ask("eigs", "sb.h5", "-k2") == (0, out, "already done: sb.eigs.h5\n")
+    assert ask("eigs", "sb.h5", "-k2", "-q") == (0, out, "")
+    assert ask("eigs", "sb.h5", "-k2", "-q", "-o", "other.h5") == (0, out, "")
+
+
+def test_the_library_alone_logs_nowhere() -> None:
+    code = (
+        "import sharpness as sh; f = sh.objective_of(sh.train(sh.TrainConfig(updates=1))); "
+        "sh.eigsh(sh.Hessian(f), 1, budget=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
 # ---- help ----------------------------------------------------------------------------------
 
 
@@ -736,6 +977,59 @@ def test_the_packages_take_no_name_of_others() -> None:
 
 SHARPNESS = [sys.executable, "-m", "sharpness"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+def completed(shell: str, words: str) -> list[str]:
+    """What a shell offers for the last of the words."""
+    words_of_shell = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    if shell == "fish":
+        words_of_shell["COMP_CWORD"] = words.split(" ")[-1]
+    code = "import sys; from sharpness.cli import main; main()"
+    env = {**QUIET, **words_of_shell, "_SHARPNESS_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_and_choices(shell: str) -> None:
+    def offered(words: str) -> set[str]:
+        lines = completed(shell, words)
+        if shell == "zsh":
+            return set(lines[1::3])
+        return {line.split(",")[1].split("\t")[0] for line in lines}
+
+    assert offered("sharpness ") == set(COMMANDS)
+    assert offered("sharpness l") == {"line", "list"}
+    assert offered("sharpness eigs --op") == {"--operator"}
+    assert offered("sharpness eigs --which ") == {"LA", "SA", "LM"}
+    assert offered("sharpness plot --format p") == {"png", "pdf"}
+    assert offered("sharpness measure e") == {"epsilon-sharpness"}
+
+
+@pytest.mark.parametrize("words", ["sharpness ", "sharpness e"])
+def test_commands_are_completed_without_waiting_for_torch(words: str) -> None:
+    code = f"""
+import os, sys
+os.environ.update(COMP_WORDS={words!r}, COMP_CWORD="1", _SHARPNESS_COMPLETE="bash_complete")
+from sharpness.cli import main
+try:
+    main([])
+finally:
+    assert not {{"torch", "numpy", "h5py"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert b"plain,eigs" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_text_that_enables_completion_is_a_script_that_the_shell_accepts(shell: str) -> None:
+    env = {**QUIET, "_SHARPNESS_COMPLETE": f"{shell}_source"}
+    code = "from sharpness.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert b"_SHARPNESS_COMPLETE" in done.stdout
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=done.stdout, check=True)
 
 
 def test_more_threads_than_there_can_be_are_refused(files: Path) -> None:

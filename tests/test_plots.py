@@ -1,14 +1,31 @@
 """Figures show the numbers of the result, with their names and their doubts."""
 
 import struct
+import time
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from sharpness import plots
 from sharpness.errors import InputError
-from sharpness.results import Eigenpairs, Line
+from sharpness.results import (
+    RESULTS,
+    Comparison,
+    Eigenpairs,
+    Line,
+    Result,
+    Run,
+    Sharpness,
+    SubspaceSharpness,
+)
+from sharpness.store import load, save
 
 
 def axes() -> Axes:
@@ -124,3 +141,179 @@ def test_a_picture_is_a_png_of_the_size_asked_for_and_always_the_same() -> None:
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (400, 300)
     assert picture() == data
+
+
+# ---- a figure for each kind ----------------------------------------------------------------
+
+KINDS = pytest.mark.parametrize("kind", RESULTS)
+NAN = float("nan")
+
+
+def curves(ax: Axes) -> dict[str, Any]:
+    return {str(drawn.get_label()): drawn for drawn in ax.get_lines()}
+
+
+def texts(made: Figure) -> list[Any]:
+    """All texts of a figure that are shown."""
+    found = [made._suptitle, made._supxlabel]  # type: ignore[attr-defined]
+    shown = [ax for ax in made.axes if ax.get_visible()]
+    shown += [child for ax in shown for child in ax.child_axes]
+    for ax in shown:
+        found += [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
+        found += ax.get_legend().get_texts() if ax.get_legend() else []
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            found += [label for tick in ticks for label in (tick.label1, tick.label2)]
+    return [text for text in found if text and text.get_visible() and text.get_text().strip()]
+
+
+@KINDS
+def test_each_kind_has_a_figure_with_named_axes_in_which_no_words_meet(
+    kind: str, results: dict[str, Result], tmp_path: Path
+) -> None:
+    save(tmp_path / "r.h5", results[kind])
+    made = plots.drawn(load(tmp_path / "r.h5"))
+    made.draw_without_rendering()
+    axes = [ax for ax in made.axes if ax.get_visible()]
+    assert any(ax.get_xlabel() for ax in axes)
+    assert all(ax.get_ylabel() or ax.get_title() for ax in axes)
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(made)]
+    for text, box in boxes:
+        assert (box.min >= -1).all(), text
+        assert (box.max <= made.bbox.max + 1).all(), text
+    for (one, a), (other, b) in combinations(boxes, 2):
+        inner = np.minimum(a.max, b.max) - np.maximum(a.min, b.min)
+        assert (inner < 1).any(), (one, other)
+
+
+@KINDS
+@pytest.mark.parametrize("form", plots.FORMATS)
+def test_the_same_figure_gives_the_same_bytes_another_day(
+    kind: str, form: str, results: dict[str, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = plots.encoded(plots.drawn(results[kind]), form=form, dpi=40)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    assert plots.encoded(plots.drawn(results[kind]), form=form, dpi=40) == first
+
+
+def test_an_unknown_format_and_an_unknown_kind_are_refused() -> None:
+    with pytest.raises(InputError, match="png, pdf, svg, got gif"):
+        plots.encoded(plots.figure(1, 1)[0], form="gif")
+    with pytest.raises(InputError, match=r"kind Run, Eigenpairs, .*, got int"):
+        plots.drawn(3)  # type: ignore[arg-type]
+
+
+def test_a_training_shows_losses_accuracies_and_the_loss_to_meet(
+    results: dict[str, Result],
+) -> None:
+    run = results["Run"]
+    assert isinstance(run, Run)
+    record = {**run.spec["train"], "stop_loss": 0.5}
+    made = Figure()
+    plots.training(replace(run, spec={**run.spec, "train": record}), made)
+    above, below = made.axes
+    for part, total in (("train", 600), ("test", 1197)):
+        drawn = curves(above)[part]
+        assert drawn.get_xdata().tolist() == run.history["update"].tolist()
+        assert drawn.get_ydata().tolist() == run.history[f"{part}_loss"].tolist()
+        right = 100 * run.history[f"{part}_right"].double() / total
+        assert curves(below)[part].get_ydata().tolist() == right.tolist()
+    assert curves(above)["stop at 0.5"].get_ydata()[0] == 0.5
+    assert above.get_yscale() == "log"
+    (epochs,) = above.child_axes
+    made.draw_without_rendering()
+    assert epochs.get_xlim()[1] == pytest.approx(above.get_xlim()[1] / 6)  # 6 updates an epoch
+
+
+def test_a_run_that_was_read_has_no_curves_and_one_of_a_regression_has_no_accuracy(
+    results: dict[str, Result],
+) -> None:
+    run = results["Run"]
+    assert isinstance(run, Run)
+    with pytest.raises(InputError, match="needs its history"):
+        plots.drawn(replace(run, history={}))
+    losses = {k: v for k, v in run.history.items() if "right" not in k}
+    made = plots.drawn(replace(run, history=losses))
+    assert [ax.get_ylabel() for ax in made.axes] == ["loss"]
+
+
+def test_a_loss_of_zero_is_not_hidden_by_a_logarithmic_axis() -> None:
+    ax = axes()
+    plots.line(Line(ALPHAS, {"loss": ALPHAS.square()}, 1.0, {}), ax)
+    assert ax.get_yscale() == "linear"
+
+
+def test_starts_are_told_apart_by_method_and_doubts_are_lines(results: dict[str, Result]) -> None:
+    found = results["Sharpness"]
+    assert isinstance(found, Sharpness)
+    ax = axes()
+    plots.starts(found, ax)
+    drawn = curves(ax)
+    for name, sign in (("L-BFGS-B", False), ("sign iteration", True)):
+        values = found.start_values[found.start_signs == sign]
+        assert drawn[name].get_ydata().tolist() == values.tolist()
+    lines = {name.split()[0]: curve.get_ydata()[0] for name, curve in drawn.items()}
+    assert lines["value"] == found.value
+    assert found.value == pytest.approx(float(found.start_values.max()), rel=1e-3)
+    assert lines["first"] == found.first_order
+    assert lines["rounding"] == found.rounding
+
+
+def test_draws_stand_beside_their_mean_and_its_interval(results: dict[str, Result]) -> None:
+    found = results["SubspaceSharpness"]
+    assert isinstance(found, SubspaceSharpness)
+    ax = axes()
+    plots.draws(found, ax)
+    assert curves(ax)["draw"].get_ydata().tolist() == found.draw_values.tolist()
+    assert curves(ax)["first order"].get_ydata().tolist() == found.draw_first_order.tolist()
+    (bars,) = ax.containers
+    (stem,) = bars.lines[2]
+    assert stem.get_segments()[0][:, 1].tolist() == pytest.approx(found.interval.tolist())
+    ax = axes()
+    plots.draws(replace(found, interval=torch.tensor([NAN, NAN])), ax)
+    assert not ax.containers[0].has_yerr
+    assert "mean, interval unknown" in ax.get_legend_handles_labels()[1]
+
+
+def test_contrasts_have_intervals_and_what_is_unknown_is_marked() -> None:
+    found = Comparison(
+        groups=["a", "b"],
+        seeds=torch.arange(2),
+        values={},
+        reached=torch.ones(2, 2, dtype=torch.bool),
+        contrasts=["known", "no interval", "nothing"],
+        ratios={"lambda_1_ratio": torch.tensor([[2.0, 1.5, 3.0], [2.0, NAN, NAN], [NAN] * 3])},
+        differences={"test_loss_difference": torch.tensor([[-1.0, -2.0, 0.5]] * 3)},
+        pairs=torch.tensor([5, 1, 0]),
+        spec={},
+    )
+    made = plots.drawn(found)
+    ratio, difference = made.axes
+    assert (ratio.get_xscale(), difference.get_xscale()) == ("log", "linear")
+    assert ratio.get_title() == plots.SYMBOLS["lambda_1"]
+    assert [ax.get_lines()[0].get_xdata()[0] for ax in made.axes] == [1.0, 0.0]  # no difference
+    known, unknown = ratio.containers
+    (stem,) = known.lines[2]
+    assert stem.get_segments()[0][:, 0].tolist() == [1.5, 3.0]
+    assert not unknown.has_xerr
+    assert unknown.lines[0].get_markerfacecolor() == "white"
+    assert {text.get_text(): text.get_position()[1] for text in ratio.texts}["unknown"] == 2
+    labels = [label.get_text() for label in ratio.get_yticklabels()]
+    assert labels == ["known  (5)", "no interval  (1)", "nothing  (0)"]
+    low, high = ratio.get_ylim()
+    assert low > high  # the first is on top
+    with pytest.raises(InputError, match="needs a contrast"):
+        plots.drawn(replace(found, ratios={}, differences={}))
+
+
+def test_eigenvalues_of_a_sample_show_its_error(results: dict[str, Result]) -> None:
+    found = results["Eigenpairs"]
+    assert isinstance(found, Eigenpairs)
+    ax = axes()
+    plots.eigenvalues(found, ax)
+    bars = next(c for c in ax.containers if c.get_label().startswith("sampling error"))
+    segments = bars.lines[2][0].get_segments()
+    half = [float(s[1, 1] - s[0, 1]) / 4 for s in segments]
+    assert half == pytest.approx(found.sampling_errors.tolist(), rel=1e-5)
