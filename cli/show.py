@@ -337,6 +337,11 @@ def _subspace_summary(found: SubspaceSharpness) -> str:
     return f"Metric 2.1 in subspaces {found.value:.4g} (epsilon {found.epsilon:g}, {about})"
 
 
+def _trajectory_summary(found: Trajectory) -> str:
+    ends = f"{float(found.lambda_1[0]):.4g} to {float(found.lambda_1[-1]):.4g}"
+    return f"{len(found.updates)} points of a training, lambda_1 from {ends}"
+
+
 def _comparison_summary(found: Comparison) -> str:
     return f"{len(found.groups)} groups over {len(found.seeds)} seeds: {', '.join(found.values)}"
 
@@ -347,5 +352,6 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Line: _line_summary,
     Sharpness: _sharpness_summary,
     SubspaceSharpness: _subspace_summary,
+    Trajectory: _trajectory_summary,
     Comparison: _comparison_summary,
 }

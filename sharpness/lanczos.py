@@ -146,7 +146,7 @@ def eigsh(
         else:
             complete = True
 
-    LOG.info("eigsh: %d products, %d of them to look for repeated values", spent, spent - searched)
+    LOG.info("eigsh: %d products, %d of %d pairs converged", spent, int(settled[:k].sum()), k)
     vectors = Q[:k].clone()  # not a view, which would hold all m
     gram = torch.stack([_inner(vectors, v) for v in vectors])
     return Eigenpairs(

@@ -28,6 +28,7 @@ from sharpness.results import (
     Run,
     Sharpness,
     SubspaceSharpness,
+    Trajectory,
 )
 
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
@@ -45,7 +46,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
 }
 # Measures and parts whose names are not words.
-SYMBOLS = {"lambda_1": r"$\lambda_1$", "metric_2_1": "Metric 2.1"}
+SYMBOLS = {
+    "lambda_1": r"$\lambda_1$",
+    "adaptive_lambda_1": r"adaptive $\lambda_1$",
+    "metric_2_1": "Metric 2.1",
+    "subspace_2_1": "Metric 2.1 in subspaces",
+}
 
 
 def figure(
@@ -297,6 +303,40 @@ def draws(result: SubspaceSharpness, ax: Axes) -> None:
     ax.set_xlim(0.5, count + 1.5)
 
 
+def along(result: Trajectory, made: Figure) -> None:
+    """Draw lambda_1 and Metric 2.1 over the training loss, which falls to the right.
+
+    After Keskar et al. (2017), Figure 6. What did not converge is hollow; bars are two standard
+    errors where the data are a sample; dashed is what a loss linear in theta would have.
+    """
+    above, below = made.subplots(2, 1, sharex=True)
+    x = result.train_loss
+    for ax, y, errors, color, marker in (
+        (above, result.lambda_1, result.lambda_1_sampling_errors, BLUE, "o"),
+        (below, result.metric_2_1, result.metric_2_1_sampling_errors, ORANGE, "s"),
+    ):
+        ax.plot(x, y, color=color, marker=marker, markersize=4.5, linewidth=1.3)
+        if bool((errors != 0).any()):
+            name = "sampling error, 2 s.e." if ax is below else None
+            ax.errorbar(x, y, yerr=2 * errors, fmt="none", ecolor=color, capsize=2, label=name)
+    missed = ~result.converged
+    if missed.any():
+        name = "not converged"
+        above.plot(x[missed], result.lambda_1[missed], "o", color=BLUE, mfc="white", label=name)
+        above.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    below.plot(x, result.first_order, color=GREEN, linestyle="--", label="first order")
+    below.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    above.set_ylabel(r"$\lambda_1$ of the Hessian")
+    below.set_ylabel("Metric 2.1 (%)")
+    below.set_xlabel(r"training loss  (training goes to the right $\rightarrow$)")
+    for ax in (above, below):
+        _logarithmic(ax)
+    if bool((x > 0).all()):
+        below.set_xscale("log")
+        label_decades(below, "x")
+    below.invert_xaxis()
+
+
 def contrasts(result: Comparison, made: Figure) -> None:
     """Draw each contrast of a comparison with its 95 % interval, one panel for each measure.
 
@@ -319,7 +359,7 @@ def contrasts(result: Comparison, made: Figure) -> None:
         _forest(ax, numbers, ratio=ratio)
         measure, _, kind = name.rpartition("_")
         ax.set_title(_named(measure), fontsize="medium")
-        unit = " (points)" if kind == "difference" and measure.endswith("accuracy") else ""
+        unit = " (points)" if kind == "difference" and "accuracy" in measure else ""
         ax.set_xlabel(f"{kind}{unit}", fontsize="small")
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
@@ -518,6 +558,10 @@ def _curve(ax: Axes, x: Tensor, y: Tensor, part: str, color: str, marker: str) -
 
 
 def _named(measure: str) -> str:
+    """Return the title of a measure; behind Metric 2.1 may stand the epsilon of its box."""
+    for name in ("metric_2_1", "subspace_2_1"):
+        if measure.startswith(f"{name}_"):
+            return f"{SYMBOLS[name]}\n$\\epsilon$ = {measure.removeprefix(f'{name}_')}"
     return SYMBOLS.get(measure, measure.replace("_", " "))
 
 
@@ -561,6 +605,13 @@ def _one(draw: Callable[[Any, Axes], Any], width: float, height: float) -> Calla
     return make
 
 
+def _trajectory_figure(result: Trajectory) -> Figure:
+    made = Figure(figsize=(6.0, 5.0), layout="constrained")
+    along(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _training_figure(result: Run) -> Figure:
     made = Figure(
         figsize=(6.4, 5.2 if "train_right" in result.history else 3.6), layout="constrained"
@@ -576,7 +627,7 @@ def _comparison_figure(result: Comparison) -> Figure:
     made = Figure(
         figsize=(
             max(5.0, 1.0 + 0.07 * longest + 2.1 * columns),
-            0.4 + rows * (1.0 + 0.27 * len(result.contrasts)),
+            0.4 + rows * (1.1 + 0.27 * len(result.contrasts)),
         ),
         layout="constrained",
     )
@@ -628,5 +679,6 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Line: _one(line, 5.6, 3.9),
     Sharpness: _one(starts, 5, 3.8),
     SubspaceSharpness: _one(draws, 5, 3.8),
+    Trajectory: _trajectory_figure,
     Comparison: _comparison_figure,
 }

@@ -24,6 +24,7 @@ from sharpness.results import (
     Run,
     Sharpness,
     SubspaceSharpness,
+    Trajectory,
 )
 from sharpness.store import load, save
 
@@ -275,6 +276,27 @@ def test_draws_stand_beside_their_mean_and_its_interval(results: dict[str, Resul
     plots.draws(replace(found, interval=torch.tensor([NAN, NAN])), ax)
     assert not ax.containers[0].has_yerr
     assert "mean, interval unknown" in ax.get_legend_handles_labels()[1]
+
+
+def test_sharpness_along_a_training_is_drawn_over_the_falling_loss(
+    results: dict[str, Result],
+) -> None:
+    found = results["Trajectory"]
+    assert isinstance(found, Trajectory)
+    assert len(found.updates) > 2
+    converged = torch.ones(len(found.updates), dtype=torch.bool)
+    converged[1] = False
+    made = Figure()
+    plots.along(replace(found, converged=converged), made)
+    above, below = made.axes
+    for ax, wanted in ((above, found.lambda_1), (below, found.metric_2_1)):
+        drawn = ax.get_lines()[0]
+        assert drawn.get_xdata().tolist() == found.train_loss.tolist()
+        assert drawn.get_ydata().tolist() == wanted.tolist()
+    assert curves(above)["not converged"].get_xdata().tolist() == [float(found.train_loss[1])]
+    assert curves(below)["first order"].get_ydata().tolist() == found.first_order.tolist()
+    left, right = below.get_xlim()
+    assert left > right
 
 
 def test_contrasts_have_intervals_and_what_is_unknown_is_marked() -> None:

@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from sharpness.errors import InputError
-from sharpness.results import RESULTS, Comparison, Eigenpairs, Line, Result, Run, Solution
+from sharpness.results import (
+    RESULTS,
+    Comparison,
+    Eigenpairs,
+    Line,
+    Result,
+    Run,
+    Solution,
+    Trajectory,
+)
 from sharpness.store import load, save
 
 KINDS = pytest.mark.parametrize("kind", RESULTS)
@@ -109,6 +118,7 @@ def test_a_result_and_its_file_are_one_dataset(
     [
         ("Line", {"alphas"}),
         ("Run", {"update"}),
+        ("Trajectory", {"updates"}),
         ("Comparison", {"groups", "seeds", "contrasts"}),
     ],
 )
@@ -144,6 +154,9 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         Eigenpairs: lambda r: {
             name: getattr(r, name)
             for name in ("values", "residuals", "sampling_errors", "converged")
+        },
+        Trajectory: lambda r: {
+            f.name: getattr(r, f.name) for f in fields(r) if f.name not in ("epsilon", "spec")
         },
     }.get(
         type(result),
