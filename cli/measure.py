@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sharpness.bars import Progress
 from sharpness.measures import MEASURES
 from sharpness.results import Result
 
@@ -21,7 +22,6 @@ from .parameters import (
     reporting,
     source,
 )
-from .progress import Progress
 from .show import say
 from .sources import Source, answer, beside, objective, opened, request
 

@@ -10,6 +10,8 @@ from sharpness.experiments.design import QUICK, Design
 from sharpness.experiments.keskar import FIGURES, is_done
 from sharpness.experiments.recipe import cores
 
+from sharpness.bars import progress as bar
+
 from .parameters import (
     COMMON,
     Name,
@@ -23,8 +25,7 @@ from .parameters import (
     overwrite,
     reporting,
 )
-from .progress import bar
-from .show import report, say
+from .show import note, report, say
 
 
 @click.group(context_settings=COMMON)
@@ -101,4 +102,4 @@ def keskar(quick: bool, workers: int | None, output: str | None, **options: Any)
     else:
         say(recipe.summary(found))
     files = ", ".join(("comparison.h5", "summary.txt", *FIGURES[design.design]))
-    click.echo(f"{'already done' if done else 'wrote'}: {folder} ({files})", err=True)
+    note(f"{'already done' if done else 'wrote'}: {folder} ({files})")

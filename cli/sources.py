@@ -2,16 +2,18 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharpness.bars import Progress, progress as bar
 from sharpness.errors import InputError
 from sharpness.results import Result, Run
 
-from .progress import Progress, bar
+from .logs import LIBRARY
 from .show import note, report
 
 # Options that a checkpoint needs and a run's file knows by itself.
@@ -150,8 +152,10 @@ def answer(
         report(load(path), as_json=options["as_json"])
         note(f"already done: {path}")
         return
+    begun = time.monotonic()
     with bar(label, unit, quiet=options["quiet"]) as progress, redirect_stdout(sys.stderr):
         result = compute(progress)
+    LIBRARY.info("%s took %.1f s", label, time.monotonic() - begun)
     save(path, result, request=asked, overwrite=options["overwrite"])
     report(result, as_json=options["as_json"])
     note(f"wrote {path}")

@@ -12,6 +12,7 @@ from sharpness._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sharpness import plots as plots
+    from sharpness.bars import progress as progress
     from sharpness.box_sharpness import (
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
@@ -89,6 +90,7 @@ HOMES = {
     "SubspaceSharpness": "results",
     "Trajectory": "results",
     "load": "store",
+    "progress": "bars",
     "save": "store",
 }
 MODULES = ("plots",)

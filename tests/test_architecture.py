@@ -11,7 +11,7 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors"},
+    {"errors", "bars"},
     {"records"},
     {"results", "vectors", "distributed", "names", "text", "intervals"},
     {"batch_norm"},
