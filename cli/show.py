@@ -317,8 +317,9 @@ def _run_summary(run: Run) -> str:
 
 def _pairs_summary(pairs: Eigenpairs) -> str:
     missing = int((~pairs.converged).sum())
-    words = f"{pairs.spec['operator']['operator']}: {len(pairs.values)} eigenvalues from "
-    words += f"{float(pairs.values[0]):.4g} to {float(pairs.values[-1]):.4g}"
+    first, last = float(pairs.values[0]), float(pairs.values[-1])
+    words = f"{pairs.spec['operator']['operator']}: eigenvalue {first:.4g}"
+    words += f" to {last:.4g}, {len(pairs.values)} of them" if len(pairs.values) > 1 else ""
     return words + (f", {missing} NOT converged" if missing else "")
 
 
@@ -343,7 +344,7 @@ def _trajectory_summary(found: Trajectory) -> str:
 
 
 def _comparison_summary(found: Comparison) -> str:
-    return f"{len(found.groups)} groups over {len(found.seeds)} seeds: {', '.join(found.values)}"
+    return f"{len(found.groups)} groups over {len(found.seeds)} seeds, {len(found.values)} measures"
 
 
 SUMMARIES: dict[type, Callable[[Any], str]] = {

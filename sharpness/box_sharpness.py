@@ -12,6 +12,7 @@ climbs from vertex to vertex because a convex function has its maximum there.
 Letters: x = theta, n parameters, p dimensions of a subspace, G = b * gradient.
 """
 
+import logging
 import math
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from sharpness.vectors import gaussian, uniform
 
 # A displacement of fewer units in the last place of a weight is rounded away.
 FEWEST_UNITS = 16
+
+LOG = logging.getLogger(__name__)
 
 
 def epsilon_sharpness(
@@ -76,6 +79,12 @@ def epsilon_sharpness(
     >>> round(found.value, 9)  # phi = 100 epsilon^2
     1.0
     """
+    LOG.info(
+        "epsilon_sharpness: epsilon %g, %d starts of L-BFGS-B and %d of the sign iteration",
+        epsilon,
+        starts,
+        sign_starts,
+    )
     here = objective.at(objective.theta if point is None else point)
     _require(epsilon, starts, sign_starts, iterations, here.theta)
     box = _Box(objective, here, epsilon)
@@ -160,6 +169,7 @@ def subspace_sharpness(
             f"subspace_sharpness needs a draw and 1 <= dimension <= {n}, got draws={draws}, "
             f"dimension={dimension}: change them"
         )
+    LOG.info("subspace_sharpness: epsilon %g, %d draws of %d dimensions", epsilon, draws, dimension)
     values: list[float] = []
     slopes: list[float] = []
     gradients = 0

@@ -85,6 +85,12 @@ def compared(
             Measures are compared by ratio, group / reference; accuracies, gaps and shares by
             difference, reference - group, which is Keskar's generalization gap for an accuracy.
         spec: Of the runs compared.
+
+    >>> values = {"test_accuracy": {"SB": [98.0, 97.0], "LB": [97.0, 96.0]}}
+    >>> reached = {"SB": [True, True], "LB": [True, True]}
+    >>> found = compared(values, reached, [0, 1], {"LB / SB": ("LB", "SB")}, spec={})
+    >>> found.differences["test_accuracy_difference"][0, 0]  # Keskar's gap, SB - LB
+    tensor(1., dtype=torch.float64)
     """
     groups = list(reached)
     table = {

@@ -27,7 +27,11 @@ class Operator(Protocol):
 
 
 class Dense:
-    """An explicit symmetric matrix: the operator of tests and small problems."""
+    """An explicit symmetric matrix: the operator of tests and small problems.
+
+    >>> Dense(torch.diag(torch.tensor([1.0, 4.0]))) @ torch.ones(2)
+    tensor([1., 4.])
+    """
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.size = matrix, len(matrix)

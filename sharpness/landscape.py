@@ -1,5 +1,6 @@
 """The loss along lines through parameter space (Goodfellow, Vinyals & Saxe 2015)."""
 
+import logging
 from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
@@ -9,6 +10,8 @@ from sharpness.batch_norm import layers, mixed_variance, require_policy
 from sharpness.errors import InputError
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.results import Line, Solution
+
+LOG = logging.getLogger(__name__)
 
 
 def line(
@@ -60,6 +63,7 @@ def line(
         raise InputError(f"line needs finite alphas of shape (p,), got {alphas}: drop the others")
     policy = _policy(batch_norm, named, a, b)
     named = {name: objective.under(policy) for name, objective in named.items()}
+    LOG.info("line: %d points of %d objectives", len(alphas), len(named))
     pieces = {} if pieces is None else pieces
     values: dict[str, list[Tensor]] = {}
     for done, alpha in enumerate(alphas.tolist(), start=1):

@@ -1,5 +1,6 @@
 """From names to a model, data and a loss, and from a run back to its Objective."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ SPLITS = ("train", "test")
 MICRO_BATCH = 1024
 PROBE = 13  # examples of a batch when the loss is tried for being a mean
 GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ def objective_of(
                 f"the {name} data need to be those of the run, SHA-256 {was[:12]}, got "
                 f"{now[:12]} from {shown(names['data'])}: give the data that it was made with"
             )
+    LOG.info("objective_of: the %s part, %s of its examples", split, examples or "all")
     place(problem.model, run.end)
     part = getattr(problem.data, split)
     total, whole_batch = size(part), micro_batch
@@ -271,6 +275,14 @@ def read(
     Raises:
         InputError: If there is no such file, or if its tensors are not those of the model.
         ComputationError: If the file is damaged, or holds more than dense, finite tensors.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> model = torch.nn.Linear(64, 10)
+    >>> with TemporaryDirectory() as folder:
+    ...     torch.save(model.state_dict(), f"{folder}/mine.pt")
+    ...     run = read(f"{folder}/mine.pt", model=model, data="digits", loss="cross_entropy")
+    >>> torch.equal(run.end.theta, solution(model).theta), run.stopped
+    (True, 'read')
     """
     weights, sha256 = read_checkpoint(checkpoint)
     options = dict(model_options or {})

@@ -16,7 +16,12 @@ from sharpness.records import Record, Shown, library
 
 @dataclass(frozen=True, repr=False)
 class Solution(Shown):
-    """A point of parameter space, and what else the model's function depends on there."""
+    """A point of parameter space, and what else the model's function depends on there.
+
+    >>> import torch
+    >>> Solution(torch.zeros(3), {"0.running_mean": torch.zeros(2)})
+    Solution(theta=[0, 0, 0] float32 (3,), buffers={'0.running_mean'})
+    """
 
     theta: Tensor  # (n,)  the trainable parameters
     buffers: dict[str, Tensor]  # by name: running means and the like, and frozen parameters
@@ -24,7 +29,12 @@ class Solution(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Run(Record):
-    """A training from its start to its end, or a checkpoint of somebody's, which has but an end."""
+    """A training from its start to its end, or a checkpoint of somebody's, which has but an end.
+
+    >>> from sharpness.training import TrainConfig, train
+    >>> train(TrainConfig(batch_size=600, updates=5)).to_pandas().shape  # start and end
+    (2, 6)
+    """
 
     rows: ClassVar[str] = "update"
     start: Solution | None
@@ -44,7 +54,15 @@ class Run(Record):
 
 @dataclass(frozen=True, repr=False)
 class Eigenpairs(Record):
-    """Eigenpairs of a symmetric operator, in the order that was asked for."""
+    """Eigenpairs of a symmetric operator, in the order that was asked for.
+
+    >>> import torch
+    >>> from sharpness.curvature import Dense
+    >>> from sharpness.lanczos import eigsh
+    >>> pairs = eigsh(Dense(torch.diag(torch.tensor([2.0, 3.0]))), 2)
+    >>> pairs.values.round(decimals=4), pairs.converged
+    (tensor([3., 2.]), tensor([True, True]))
+    """
 
     rows: ClassVar[str] = "pair"
     values: Annotated[Tensor, "pair"]  # (k,)
@@ -61,7 +79,13 @@ class Eigenpairs(Record):
 
 @dataclass(frozen=True, repr=False)
 class Line(Record):
-    """Loss and metrics at the points (1 - alpha) start + alpha end."""
+    """Loss and metrics at the points (1 - alpha) start + alpha end.
+
+    >>> import torch
+    >>> alphas = torch.tensor([0.0, 1.0])
+    >>> Line(alphas, {"loss": alphas.square()}, 2.0, {})
+    Line(alphas=[0, 1] float32 (2,), values={'loss'}, distance=2, spec={})
+    """
 
     rows: ClassVar[str] = "alphas"
     alphas: Annotated[Tensor, "alphas"]  # (p,)  0 is the start, 1 the end
@@ -75,6 +99,16 @@ class Sharpness(Record):
     """Keskar's Metric 2.1: the largest rise of the loss in a box, in percent of 1 + loss.
 
     The value is a lower bound of the maximum: the best of all points that were tried.
+
+    >>> import torch
+    >>> from sharpness.box_sharpness import epsilon_sharpness
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> one = torch.ones(1, 1).double()
+    >>> f = Objective(model, [(one, 0 * one)], lambda z, y: z.mean())  # linear: f = x
+    >>> found = epsilon_sharpness(f, torch.zeros(1).double(), epsilon=0.1)
+    >>> round(found.value, 9), round(found.first_order_share, 9)  # 100 epsilon, all of first order
+    (10.0, 1.0)
     """
 
     rows: ClassVar[str] = "start"
@@ -102,7 +136,17 @@ class Sharpness(Record):
 
 @dataclass(frozen=True, repr=False)
 class SubspaceSharpness(Record):
-    """Metric 2.1 in random subspaces, A of n x p: its mean over draws of A, and their spread."""
+    """Metric 2.1 in random subspaces, A of n x p: its mean over draws of A, and their spread.
+
+    >>> import torch
+    >>> from sharpness.box_sharpness import subspace_sharpness
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> one = torch.ones(1, 1).double()
+    >>> f = Objective(model, [(one, 0 * one)], torch.nn.functional.mse_loss)
+    >>> subspace_sharpness(f, dimension=1, draws=1).interval  # one draw tells no spread
+    tensor([nan, nan], dtype=torch.float64)
+    """
 
     rows: ClassVar[str] = "draw"
     value: float  # mean over the draws, each the best of its starts
@@ -118,7 +162,15 @@ class SubspaceSharpness(Record):
 
 @dataclass(frozen=True, repr=False)
 class Trajectory(Record):
-    """Sharpness at the start, the checkpoints and the end of a training."""
+    """Sharpness at the start, the checkpoints and the end of a training.
+
+    >>> from sharpness.problem import objective_of
+    >>> from sharpness.training import TrainConfig, train
+    >>> from sharpness.trajectory import along_training
+    >>> run = train(TrainConfig(model_options={"widths": []}, batch_size=600, updates=2))
+    >>> along_training(objective_of(run), run).updates.tolist()
+    [0, 2]
+    """
 
     rows: ClassVar[str] = "updates"
     updates: Annotated[Tensor, "updates"]  # (c,) int: done at each point, ascending
@@ -136,7 +188,15 @@ class Trajectory(Record):
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Record):
-    """One number for each measure, group and seed, and contrasts of groups paired over seeds."""
+    """One number for each measure, group and seed, and contrasts of groups paired over seeds.
+
+    >>> from sharpness.comparison import compared
+    >>> values = {"lambda_1": {"SB": [1.0, 2.0], "LB": [2.0, 4.0]}}
+    >>> reached = {"SB": [True, True], "LB": [True, True]}
+    >>> found = compared(values, reached, [0, 1], {"LB / SB": ("LB", "SB")}, spec={})
+    >>> found.ratios["lambda_1_ratio"].round(decimals=6)  # estimate, low, high
+    tensor([[2., 2., 2.]], dtype=torch.float64)
+    """
 
     groups: Annotated[list[str], "groups"]  # g names, such as "clean, LB 600"
     seeds: Annotated[Tensor, "seeds"]  # (s,)

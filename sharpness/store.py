@@ -59,6 +59,13 @@ def save(
 
     Raises:
         InputError: If something else is there already and ``overwrite`` was not asked for.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from sharpness.results import Line
+    >>> with TemporaryDirectory() as folder:
+    ...     save(f"{folder}/a.h5", Line(torch.zeros(1), {"loss": torch.ones(1)}, 0.0, {}))
+    ...     os.listdir(folder)
+    ['a.h5']
     """
     data = _encode(result, request)
     write(path, data + SEAL + hashlib.sha256(data).digest(), overwrite=overwrite)
@@ -70,6 +77,13 @@ def load(path: str | os.PathLike[str]) -> Result:
     Raises:
         InputError: If there is no such file.
         ComputationError: If the file is damaged, not ours, or of a newer format.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from sharpness.results import Line
+    >>> with TemporaryDirectory() as folder:
+    ...     save(f"{folder}/a.h5", Line(torch.zeros(1), {"loss": torch.ones(1)}, 0.5, {}))
+    ...     load(f"{folder}/a.h5").distance
+    0.5
     """
     with h5py.File(BytesIO(_sealed(path))) as file:
         result = _decode(file, path)

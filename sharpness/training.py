@@ -1,6 +1,7 @@
 """Training to a given training loss, recorded: the solutions whose sharpness is compared."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ NEAR = 2.0  # within this many times the next level, the loss is checked every 2
 MOST_THREADS = 1024  # torch dies of far more
 LARGEST_SEED = 2**63 - 1
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -35,6 +38,11 @@ class TrainConfig:
     The training loss is that of the whole training part in eval mode, looked at every
     ``check_every`` updates and every 2 once it is within twice ``stop_loss``, or the next of
     ``checkpoint_losses``.
+
+    >>> from dataclasses import replace
+    >>> small = TrainConfig(batch_size=8, seed=3)
+    >>> replace(small, batch_size=600).seed
+    3
     """
 
     model: Any = "mlp"
@@ -119,6 +127,16 @@ def train(
             f"batch_size needs to be at most the {examples} training examples, got "
             f"{config.batch_size}: lower it"
         )
+    LOG.info(
+        "train: %s on %s, %d examples in batches of %d, %s at rate %g, %d threads",
+        shown(config.model),
+        shown(config.data),
+        examples,
+        config.batch_size,
+        config.optimizer,
+        config.learning_rate,
+        config.threads,
+    )
     where = next(problem.model.parameters()).device
     # Dropout draws from torch's own generator, which is made ours meanwhile.
     with cpu_threads(config.threads), seeded(config.order_seed or 0, where):

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from inspect import ismodule
+from inspect import isfunction, ismodule
 from pathlib import Path
 
 import pytest
@@ -121,3 +121,20 @@ def test_no_public_name_is_also_the_name_of_a_module() -> None:
     # Once imported, the module would take the place of the function.
     modules = {name for name in dir(sharpness) if ismodule(getattr(sharpness, name))}
     assert SOURCES.keys() & set(dir(sharpness)) == modules
+
+
+@pytest.mark.parametrize("name", sorted(sharpness.HOMES))
+def test_every_public_name_says_what_it_is_and_shows_it(name: str) -> None:
+    doc = getattr(sharpness, name).__doc__
+    assert doc
+    assert ">>> " in doc  # pytest runs them
+
+
+def test_every_figure_says_what_it_draws() -> None:
+    functions = [
+        value
+        for key, value in vars(sharpness.plots).items()
+        if isfunction(value) and value.__module__ == "sharpness.plots" and key[0] != "_"
+    ]
+    assert len(functions) > 10
+    assert all(function.__doc__ for function in functions)
