@@ -44,7 +44,8 @@ def command(files: tuple[str, ...], as_json: bool, **options: Any) -> None:
     results = {name: load(name) for name in files}
     for remark in mismatches(results):
         click.echo(remark, err=True)
-    for name, result in results.items():
+    for name in files:
+        result = results[name]
         if as_json:
             say(json.dumps(as_values(result), allow_nan=False))
             continue

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sharpness.comparison import MATCHED, by_difference, geometric_mean
@@ -205,7 +206,8 @@ def _losses(found: Comparison) -> dict[str, float]:
 
 def _given(found: Comparison, i: int) -> int:
     """Return how many runs a group has."""
-    return int((~found.values["train_loss"][i].isnan()).sum())
+    known = torch.stack([~numbers[i].isnan() for numbers in found.values.values()])  # (measures, s)
+    return int(known.any(dim=0).sum())
 
 
 def _mean(measure: str, numbers: Tensor) -> float:
