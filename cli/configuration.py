@@ -90,7 +90,7 @@ def _options(
         if option is None and key in commands:
             continue  # the options of another command, or of this one
         if option is None:
-            near = difflib.get_close_matches(key.replace("_", "-"), [*names, *commands], 1)
+            near = difflib.get_close_matches(key, [*names, *commands], 1)
             raise InputError(
                 f"{path} needs options of {ctx.command_path}, got {key}: "
                 + (f"did you mean {near[0]}?" if near else "see --help")

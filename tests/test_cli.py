@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ import click
 import pytest
 import torch
 from sharpness.cli import COMMANDS, main, sharpness as group
+from sharpness.cli.logs import LIBRARY
 from sharpness.experiments import RECIPES
 
 import sharpness as sh
@@ -792,8 +794,12 @@ def test_pictures_have_the_format_of_their_name_or_of_the_option(
 def test_a_picture_that_cannot_be_drawn_keeps_all_others_from_being_written(
     kept: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(plots.FIGURES, sh.Line)
+    Path("Line.png").write_text("mine")
     before = contents(kept)
+    code, out, err = ask("plot", "Run.h5", "Line.h5")
+    assert (code, out) == (2, "")
+    assert "Line.png exists" in the_line(err)
+    monkeypatch.delitem(plots.FIGURES, sh.Line)
     code, out, err = ask("plot", "Run.h5", "Line.h5")
     assert (code, out) == (2, "")
     assert "got Line" in the_line(err)
@@ -906,6 +912,7 @@ def test_verbose_tells_what_is_read_and_computed_and_quiet_tells_nothing(
     assert ask("eigs", "sb.h5", "-k2") == (0, out, "already done: sb.eigs.h5\n")
     assert ask("eigs", "sb.h5", "-k2", "-q") == (0, out, "")
     assert ask("eigs", "sb.h5", "-k2", "-q", "-o", "other.h5") == (0, out, "")
+    assert [type(handler) for handler in LIBRARY.handlers] == [logging.NullHandler]
 
 
 def test_the_library_alone_logs_nowhere() -> None:
