@@ -1,4 +1,4 @@
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 PY ?= python3
 # Targets of one stamp each: a second call of make finds everything in its place.
 .venv/test: pyproject.toml constraints.txt
@@ -8,9 +8,14 @@ PY ?= python3
 .venv/dev: .venv/test
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
+.venv/docs: .venv/test
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
 demo: .venv/test
 	.venv/bin/sharpness run keskar
 test: .venv/test
 	.venv/bin/python -m pytest
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+docs: .venv/docs
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+import torch
+
 from sharpness._version import __version__
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "extensions"))
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+torch.set_num_threads(1)  # more only wait for each other in networks as small as the gallery's
 
 project, author, release = "sharpness", "the sharpness developers", __version__
 project_copyright = "the sharpness developers, Apache-2.0"

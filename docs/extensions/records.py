@@ -44,10 +44,10 @@ def _kind(annotation: ast.expr) -> str:
 
 
 def escaped(line: str) -> str:
-    """Return a line in which bars and stars, as of a norm or a product, stay what they are.
+    r"""Return a line in which bars and stars, as of a norm or a product, stay what they are.
 
     >>> escaped("|A v| of ``a | b``")
-    '\\\\|A v\\\\| of ``a | b``'
+    '\\|A v\\| of ``a | b``'
     """
     parts = LITERAL.split(line)
     return "".join(

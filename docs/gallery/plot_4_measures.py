@@ -39,7 +39,8 @@ assert reached.median() > 0.9
 
 draws = found["subspace-sharpness"]
 low, high = draws.interval.tolist()
-print(f"mean {draws.value:.3f}, interval [{low:.3f}, {high:.3f}] over {len(draws.draw_values)} draws")
+count = len(draws.draw_values)
+print(f"mean {draws.value:.3f}, interval [{low:.3f}, {high:.3f}] over {count} draws")
 assert low < draws.value < high
 
 # %%

@@ -57,9 +57,9 @@ for i, batch_size in enumerate(batch_sizes[1:], start=1):
     print(f"accuracy, 8 minus {batch_size:3}: {gap:+.2f} [{low:+.2f}, {high:+.2f}] points, {shown}")
 
 # %%
-# On these data, with Adam at one learning rate, the full batch of 600 ends at a Metric 2.1 more than
-# twice that of batch size 8: the whole interval lies above 2. The same six seeds leave the accuracy
-# of the two open: the interval of the difference contains 0.
+# On these data, with Adam at one learning rate, the full batch of 600 ends at a Metric 2.1 more
+# than twice that of batch size 8: the whole interval lies above 2. The same six seeds leave the
+# accuracy of the two open: the interval of the difference contains 0.
 
 ratio, low, high = sh.paired_ratio(phi[-1], phi[0])
 assert low > 2

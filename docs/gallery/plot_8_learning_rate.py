@@ -45,8 +45,8 @@ for name, (one, other) in contrasts.items():
     assert low > 1
 
 # %%
-# All three intervals lie above 1: here a larger batch ends sharper by Metric 2.1, and so does a lower
-# rate, at either batch size. Lowering the rate of the small batch moves the metric the way that
-# enlarging the batch does, so "large batch" alone is no explanation until the rate is held or
-# scaled by a stated rule; ``sharpness run keskar`` has a third arm for that, with the rate scaled by
-# the square root of the batch sizes as in the last column.
+# All three intervals lie above 1: at one rate the larger batch ends sharper by Metric 2.1, and at
+# either batch size the lower rate does. Lowering the rate of the small batch moves the metric the
+# way that enlarging the batch does, so "large batch" alone is no explanation until the rate is held
+# or scaled by a stated rule. ``sharpness run keskar`` has a third arm for that, with the rate
+# scaled by the square root of the batch sizes as in the last column.

@@ -1,0 +1,80 @@
+"""The pages do what they say: their blocks run in order, and nothing is fetched from elsewhere."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sharpness
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [DOCS / "quickstart.md", *sorted((DOCS / "howto").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_in_their_order(page: Path, tmp_path: Path) -> None:
+    bin = Path(sys.executable).parent
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "page.py", page],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page_is_found(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert 2 * len(load(ROOT / "tests" / "page.py").blocks(page)) == text.count("```")
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. auto\w+:: sharpness\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted([*sharpness.HOMES, *sharpness.MODULES])
+
+
+def test_each_page_of_the_gallery_asserts_what_it_claims() -> None:
+    for page in (DOCS / "gallery").glob("plot_*.py"):
+        assert re.search(r"^ *assert ", page.read_text(encoding="utf-8"), re.MULTILINE), page.name
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example/x.css">',
+        '<img srcset="a.png, https://cdn.example/b.png 2x">',
+        "<style>@import 'https://cdn.example/x.css';</style>",
+        '<p style="background: url(http://cdn.example/x.png)">',
+    ],
+)
+def test_a_page_that_fetches_from_elsewhere_is_found(page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(f"<html><body>{page}</body></html>")
+    (found,) = load(DOCS / "extensions" / "offline.py").requests(tmp_path)
+    assert "cdn.example" in found[1]
+
+
+def test_links_and_files_of_its_own_are_no_requests(tmp_path: Path) -> None:
+    own = '<a href="https://arxiv.org/abs/1609.04836">a link</a><img src="_images/a.png">'
+    (tmp_path / "page.html").write_text(f'<link rel="canonical" href="https://x.example">{own}')
+    (tmp_path / "page.css").write_text("a { background: url(data:image/png;base64,AA//BB) }")
+    assert not list(load(DOCS / "extensions" / "offline.py").requests(tmp_path))
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
