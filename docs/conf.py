@@ -17,9 +17,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx_click",
     "sphinx_gallery.gen_gallery",
     # ours, in docs/extensions
+    "commands",
     "mathml",
     "offline",
     "records",
@@ -28,8 +28,11 @@ exclude_patterns = ["_build", "gallery"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-autodoc_typehints = "description"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+smartquotes = False  # it would turn the two hyphens of an option into a dash
 
 html_theme = "furo"
 html_title = "sharpness"

@@ -7,13 +7,18 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 
+# As fences they keep to what they enclose; latex2mathml gives them the spaces of operators.
+BARS = {r"\lvert": r"\left|", r"\rvert": r"\right|", r"\lVert": r"\left\|", r"\rVert": r"\right\|"}
 OPEN = {"inline": '<span class="math">', "block": '<div class="math-block">'}
 CLOSE = {"inline": "</span>", "block": "</div>"}
 
 
 def mathml(latex: str, display: str) -> str:
     """Return a formula as MathML with its source beside it, for those who hear or copy it."""
-    formula = convert(latex, display=display)
+    fenced = latex
+    for bar, fence in BARS.items():
+        fenced = fenced.replace(bar, fence)
+    formula = convert(fenced, display=display)
     spoken = f'<math alttext="{escape(latex, quote=True)}" '
     return OPEN[display] + formula.replace("<math ", spoken, 1) + CLOSE[display]
 

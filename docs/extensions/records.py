@@ -61,9 +61,10 @@ def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
         in_code = line.lstrip().startswith(">>>") or (in_code and bool(line.strip()))
         lines[i] = line if in_code else escaped(line)
     if what == "class" and is_dataclass(obj):
-        lines.append("")
+        lines += ["", ":Fields:"]
         for field, kind, meaning in fields(obj):
-            lines += [f":ivar {field}: {escaped(meaning)}", f":vartype {field}: {kind}"]
+            about = f" - {escaped(meaning)}" if meaning else ""
+            lines.append(f"    * **{field}** (*{escaped(kind)}*){about}")
         lines.append("")
 
 
