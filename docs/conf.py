@@ -30,9 +30,9 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
-smartquotes = False  # it would turn the two hyphens of an option into a dash
 
 html_theme = "furo"
 html_title = "sharpness"

@@ -17,7 +17,7 @@ FENCE = re.compile(
     r"^```(?:\{code-block\} )?(\w+)\n(?::caption: (\S+)\n\n)?(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
-UNTRIED = {"shell", "matlab"}  # installations and whole experiments; the programs of others
+UNTRIED = {"sh", "matlab"}  # installations and whole experiments; the programs of others
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
@@ -32,7 +32,7 @@ def play(page: Path) -> None:
     for language, name, text in blocks(page):
         if name:
             Path(name).write_text(text)
-        elif language == "console":
+        elif language == "bash":
             printed = typed(text)
         elif language == "python":
             exec(compile(text, page.name, "exec"), session)  # noqa: S102

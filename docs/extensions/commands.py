@@ -11,7 +11,8 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 AS_WRITTEN = "\b\n"  # click's sign of a paragraph whose lines stay as they are
-LITERAL = re.compile(r"``?(.+?)``?")
+# Also the name of an option, whose two hyphens would become a dash.
+LITERAL = re.compile(r"``(.+?)``|`(.+?)`|(?<![\w-])(--[a-z][\w-]*)")
 
 
 class Commands(Directive):
@@ -23,7 +24,7 @@ class Commands(Directive):
         """Return the sections."""
         module, _, name = self.arguments[0].partition(":")
         command: click.Command = getattr(import_module(module), name)
-        found = list(sections(command, click.Context(command, info_name=command.name)))
+        found = list(sections(command, _context(command, command.name)))
         for section in found:
             self.state.document.note_implicit_target(section, section)
         return list(found)
@@ -42,17 +43,21 @@ def sections(command: click.Command, context: click.Context) -> Iterator[nodes.s
         for name in command.list_commands(context):
             below = command.get_command(context, name)
             if below is not None:
-                settings: dict[str, Any] = below.context_settings
-                yield from sections(
-                    below, click.Context(below, parent=context, info_name=name, **settings)
-                )
+                yield from sections(below, _context(below, name, parent=context))
+
+
+def _context(
+    command: click.Command, name: str | None, parent: click.Context | None = None
+) -> click.Context:
+    settings: dict[str, Any] = command.context_settings
+    return click.Context(command, parent=parent, info_name=name, **settings)
 
 
 def _paragraph(text: str) -> nodes.Node:
     if not text.startswith(AS_WRITTEN):
         return nodes.paragraph("", "", *_inline(" ".join(text.split())))
     lines = text.removeprefix(AS_WRITTEN).splitlines()
-    return _code(cleandoc("\n".join(lines[1:] if lines[0] == "Examples:" else lines)), "console")
+    return _code(cleandoc("\n".join(lines[1:] if lines[0] == "Examples:" else lines)), "bash")
 
 
 def _options(command: click.Command, context: click.Context) -> nodes.definition_list:
@@ -68,8 +73,8 @@ def _options(command: click.Command, context: click.Context) -> nodes.definition
 
 
 def _inline(text: str) -> list[nodes.Node]:
-    parts = LITERAL.split(text)
-    return [nodes.literal(p, p) if i % 2 else nodes.Text(p) for i, p in enumerate(parts) if p]
+    parts = LITERAL.split(text)  # after each piece of text the three groups, one of them met
+    return [nodes.literal(p, p) if i % 4 else nodes.Text(p) for i, p in enumerate(parts) if p]
 
 
 def _code(text: str, language: str) -> nodes.literal_block:

@@ -63,7 +63,7 @@ def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     if what == "class" and is_dataclass(obj):
         lines += ["", ":Fields:"]
         for field, kind, meaning in fields(obj):
-            about = f" - {escaped(meaning)}" if meaning else ""
+            about = f" -- {escaped(meaning)}" if meaning else ""
             lines.append(f"    * **{field}** (*{escaped(kind)}*){about}")
         lines.append("")
 

@@ -28,7 +28,8 @@ theory = torch.linalg.eigvalsh(S).flip(0).repeat_interleave(9)[:30] / 10
 
 assert pairs.converged.all()
 assert torch.allclose(pairs.values, theory, rtol=1e-7, atol=0)
-print(f"largest relative error {float((pairs.values / theory - 1).abs().max()):.1e}")
+error = (pairs.values / theory - 1).abs().max().item()
+print(f"largest relative error {error:.1e}")
 
 # %%
 # **Metric 2.1 of a quadratic.** Along one coordinate with slope :math:`g_i` and curvature
@@ -45,7 +46,8 @@ batches = [(torch.diag(x), target[:, None])]
 quadratic = sh.Objective(model, batches, torch.nn.functional.mse_loss)
 
 epsilons = torch.logspace(-3, 0, 13, dtype=torch.float64)
-measured = [sh.epsilon_sharpness(quadratic, w, epsilon=float(e)).value for e in epsilons]
+found = [sh.epsilon_sharpness(quadratic, w, epsilon=e) for e in epsilons.tolist()]
+measured = [sharpness.value for sharpness in found]
 
 g, h = 2 / 6 * x * (x * w - target), 2 / 6 * x**2
 b = epsilons[:, None] * (w.abs() + 1)

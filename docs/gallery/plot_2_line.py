@@ -39,8 +39,9 @@ assert end == lb.history["train_loss"][-1]
 
 inside = loss[(alphas > 0) & (alphas < 1)].max().item()
 beyond_sb, beyond_lb = loss[alphas == -1].item(), loss[alphas == 2].item()
-print(f"training loss at the ends {start:.4f} and {end:.4f}, between them up to {inside:.4f}")
-print(f"a distance of {between.distance:.1f} further out {beyond_sb:.3f} and {beyond_lb:.3f}")
+print(f"training loss at the ends: {start:.4f} and {end:.4f}")
+print(f"between them: up to {inside:.4f}")
+print(f"{between.distance:.1f} further out: {beyond_sb:.3f} and {beyond_lb:.3f}")
 assert inside > 1.5 * max(start, end)
 assert beyond_lb > 10 * beyond_sb
 

@@ -31,9 +31,9 @@ for batch_size, pairs in spectra.items():
     assert pairs.converged.all()
     assert (pairs.residuals < 2e-4 * pairs.values[0]).all()
     print(
-        f"batch size {batch_size:3}: lambda_1 = {float(pairs.values[0]):.3f}"
-        f" +- {float(pairs.residuals[0]):.1e}, |V V^T - I| <= {pairs.orthogonality:.0e},"
-        f" {pairs.products} products and {pairs.check_products} to check"
+        f"batch size {batch_size:3}: lambda_1 {pairs.values[0]:.3f}"
+        f" +- {pairs.residuals[0]:.0e}, |V V^T - I| <= {pairs.orthogonality:.0e},"
+        f" {pairs.products} products, {pairs.check_products} to check"
     )
 
 # %%

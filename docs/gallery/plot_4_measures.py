@@ -40,7 +40,7 @@ assert reached.median() > 0.9
 draws = found["subspace-sharpness"]
 low, high = draws.interval.tolist()
 count = len(draws.draw_values)
-print(f"mean {draws.value:.3f}, interval [{low:.3f}, {high:.3f}] over {count} draws")
+print(f"mean {draws.value:.3f} [{low:.3f}, {high:.3f}] over {count} draws")
 assert low < draws.value < high
 
 # %%
@@ -48,10 +48,10 @@ assert low < draws.value < high
 # so their sizes are not to be compared with each other.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.3), layout="constrained")
-for by_sign, label, style in ((False, "L-BFGS-B", "o"), (True, "sign iteration", "s")):
-    values = full.start_values[full.start_signs == by_sign].sort().values
-    color = sh.plots.COLORS[int(by_sign)]
-    left.plot(range(1, len(values) + 1), values, style, color=color, markersize=5, label=label)
+for i, label in enumerate(("L-BFGS-B", "sign iteration")):
+    values = full.start_values[full.start_signs == bool(i)].sort().values
+    color, marker = sh.plots.COLORS[i], sh.plots.MARKERS[i]
+    left.plot(range(1, len(values) + 1), values, marker, color=color, label=label)
 left.axhline(full.value, color="black", linewidth=1, label="value: the best")
 left.set_ylim(0, 1.1 * full.value)
 left.set_xlabel("start, in order of its value")
@@ -59,9 +59,9 @@ left.set_ylabel("Metric 2.1 (%)")
 left.set_title("full space: best of all starts", fontsize="medium")
 left.legend(loc="lower right")
 
-right.plot(range(1, len(draws.draw_values) + 1), draws.draw_values, "o", color=sh.plots.GREEN)
+right.plot(range(1, count + 1), draws.draw_values, "o", color=sh.plots.GREEN)
 right.axhline(draws.value, color="black", linewidth=1, label="value: the mean")
-right.axhspan(low, high, color="black", alpha=0.12, linewidth=0, label="95 % interval")
+right.axhspan(low, high, color="black", alpha=0.12, label="95 % interval")
 right.set_ylim(0, 1.3 * max(high, draws.draw_values.max().item()))
 right.set_xlabel("draw of the subspace")
 right.set_title("random subspaces: mean of draws", fontsize="medium")

@@ -13,14 +13,16 @@ import torch
 import sharpness as sh
 
 batch_sizes, seeds = (8, 32, 128, 600), range(6)
-phi, accuracy, updates = torch.zeros(3, len(batch_sizes), len(seeds), dtype=torch.float64)
+phi = torch.zeros(len(batch_sizes), len(seeds), dtype=torch.float64)
+accuracy, updates = phi.clone(), phi.clone()
 for i, batch_size in enumerate(batch_sizes):
     for seed in seeds:
         run = sh.train(sh.TrainConfig(batch_size=batch_size, seed=seed))
         assert run.stopped == "stop_loss"  # or the runs would not be at equal loss
         found = sh.epsilon_sharpness(sh.objective_of(run), starts=0, sign_starts=3)
         phi[i, seed], updates[i, seed] = found.value, run.updates
-        accuracy[i, seed] = 100 * run.history["test_right"][-1] / len(run.test_index)
+        right = run.history["test_right"][-1]
+        accuracy[i, seed] = 100 * right / len(run.test_index)
 
 # %%
 # The bar beside the points of each batch size is its geometric mean with its own interval.
@@ -42,7 +44,7 @@ sh.plots.paired(
 )
 right.set_ylabel("test accuracy (%)")
 fig.supxlabel("batch size", fontsize="medium")
-fig.suptitle("Points: seeds. Lines join one seed. Bars: mean, 95 % interval", fontsize="medium")
+fig.suptitle("Points: seeds. Bars: mean, 95 % interval", fontsize="medium")
 
 # %%
 # The intervals decide what may be said. One that holds "no difference" (a ratio of 1, a difference
@@ -50,11 +52,11 @@ fig.suptitle("Points: seeds. Lines join one seed. Bars: mean, 95 % interval", fo
 
 for i, batch_size in enumerate(batch_sizes[1:], start=1):
     ratio, low, high = sh.paired_ratio(phi[i], phi[0])
-    print(f"Metric 2.1, {batch_size:3} against 8: ratio {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    print(f"Metric 2.1, {batch_size:3} / 8: {ratio:.2f} [{low:.2f}, {high:.2f}]")
 for i, batch_size in enumerate(batch_sizes[1:], start=1):
     gap, low, high = sh.paired_difference(accuracy[0], accuracy[i])
-    shown = "shown" if low > 0 or high < 0 else "no difference shown"
-    print(f"accuracy, 8 minus {batch_size:3}: {gap:+.2f} [{low:+.2f}, {high:+.2f}] points, {shown}")
+    verdict = "shown" if low > 0 or high < 0 else "no difference shown"
+    print(f"points of accuracy, 8 - {batch_size:3}: {gap:+.2f} [{low:+.2f}, {high:+.2f}]", verdict)
 
 # %%
 # On these data, with Adam at one learning rate, the full batch of 600 ends at a Metric 2.1 more
@@ -71,5 +73,5 @@ assert low < 0 < high
 # seven intervals of 95 % are too many to read the narrowest of them alone.
 
 work, low, high = sh.paired_ratio(updates[0], updates[-1])
-print(f"updates, 8 against 600: ratio {work:.1f} [{low:.1f}, {high:.1f}]")
+print(f"updates, 8 / 600: {work:.1f} [{low:.1f}, {high:.1f}]")
 assert low > 4

@@ -19,14 +19,17 @@ columns = {}
 for batch_size, rate in designs:
     values = []
     for seed in range(5):
-        run = sh.train(sh.TrainConfig(batch_size=batch_size, learning_rate=rate, seed=seed))
+        config = sh.TrainConfig(batch_size=batch_size, learning_rate=rate, seed=seed)
+        run = sh.train(config)
         assert run.stopped == "stop_loss"
-        values.append(sh.epsilon_sharpness(sh.objective_of(run), starts=0, sign_starts=3).value)
+        found = sh.epsilon_sharpness(sh.objective_of(run), starts=0, sign_starts=3)
+        values.append(found.value)
     columns[f"batch {batch_size},\nrate {rate:.1g}"] = torch.tensor(values)
 
 fig, ax = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
 ones = torch.ones(5)
-sh.plots.paired(columns, ax, intervals=[sh.paired_ratio(c, ones) for c in columns.values()])
+means = [sh.paired_ratio(column, ones) for column in columns.values()]
+sh.plots.paired(columns, ax, intervals=means)
 ax.set_ylabel("Metric 2.1 (%)")
 ax.set_title("Points: seeds. Bars: geometric mean, 95 % interval", fontsize="medium")
 

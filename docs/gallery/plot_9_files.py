@@ -47,8 +47,8 @@ dataset = xarray.open_dataset(path, engine="h5netcdf").load()
 print(dataset)
 
 assert (dataset.alphas.values == alphas.numpy()).all()
-assert dataset.train_loss.sel(alphas=0).item() == sb.history["train_loss"][-1].item()
-assert dataset.train_loss.sel(alphas=1).item() == lb.history["train_loss"][-1].item()
+for alpha, run in enumerate((sb, lb)):
+    assert dataset.train_loss.sel(alphas=alpha).item() == run.history["train_loss"][-1]
 assert (dataset.train_loss.values == losses).all()
 
 # %%
