@@ -5,6 +5,7 @@ in a notebook, and output that a page shows is compared with what the last comma
 """
 
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -45,7 +46,7 @@ def play(page: Path) -> None:
 
 def typed(text: str) -> str:
     """Return what the commands print."""
-    lines = text.splitlines()
+    lines = text.replace("\\\n", "").splitlines()
     if not all(line.startswith("sharpness ") for line in lines):
         done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, check=True)  # noqa: S607
         return done.stdout
@@ -75,4 +76,6 @@ def shape(output: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "sched_setaffinity"):  # for one core no command starts processes of its own
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     play(Path(sys.argv[1]))

@@ -32,9 +32,9 @@ losses, plain, adaptive, metric = zip(*table, strict=True)
 
 # %%
 # The loss is the same to the last bit. The curvature in relative changes of the parameters,
-# :math:`\mathrm{diag}(|\theta|) \, H \, \mathrm{diag}(|\theta|)`, keeps its largest eigenvalue to
-# the tolerance of the solver; the Hessian does not, and neither does Metric 2.1, whose box is
-# relative for large weights only.
+# :math:`\mathrm{diag}(\lvert\theta\rvert) \, H \, \mathrm{diag}(\lvert\theta\rvert)`, keeps its
+# largest eigenvalue to the tolerance of the solver; the Hessian does not, and neither does Metric
+# 2.1, whose box is relative for large weights only.
 
 assert len(set(losses)) == 1
 assert max(adaptive) / min(adaptive) - 1 < 1e-6

@@ -58,8 +58,8 @@ for batch_size, track in tracks.items():
 
 # %%
 # The share that the gradient alone accounts for is large early on and, of these two, stays large
-# for the small batch: its stopping point is less of a minimum than that of the large batch, and its
-# Metric 2.1 says so only if one looks.
+# for the small batch: the point where it stopped is less of a minimum than that of the large batch,
+# which the value of Metric 2.1 alone does not tell.
 
 shares = [(t.first_order / t.metric_2_1)[-1].item() for t in (small, large)]
 print(f"first-order share at the end: {shares[0]:.3f} and {shares[1]:.3f}")
