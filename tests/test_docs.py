@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import sharpness
+from sharpness.results import Eigenpairs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +48,35 @@ def test_the_reference_has_every_public_name() -> None:
 def test_each_page_of_the_gallery_asserts_what_it_claims() -> None:
     for page in (DOCS / "gallery").glob("plot_*.py"):
         assert re.search(r"^ *assert ", page.read_text(encoding="utf-8"), re.MULTILINE), page.name
+
+
+def test_every_command_has_a_section_with_its_options() -> None:
+    pytest.importorskip("docutils")
+    from sharpness.cli import COMMANDS, sharpness as group
+
+    commands = load(DOCS / "extensions" / "commands.py")
+    found = {
+        s["names"][0]: s.astext()
+        for s in commands.sections(group, click.Context(group, info_name="s"))
+    }
+    assert {f"s {name}" for name in COMMANDS} <= found.keys()
+    assert "--batch-size INTEGER" in found["s train"]
+    assert "[default: 32]" in found["s train"]
+    assert "--epsilon NUMBER" in found["s measure epsilon-sharpness"]
+
+
+def test_the_fields_of_a_record_say_what_their_comments_say() -> None:
+    records = load(DOCS / "extensions" / "records.py")
+    found = {name: (kind, meaning) for name, kind, meaning in records.fields(Eigenpairs)}
+    assert found["vectors"] == ("Tensor over pair, parameter", "(k, n)  orthonormal rows")
+    assert found["sampling_errors"][1].startswith("(k,)  standard errors as estimates")
+
+
+def test_formulas_keep_their_source_and_fence_their_bars() -> None:
+    pytest.importorskip("latex2mathml")
+    formula = load(DOCS / "extensions" / "mathml.py").mathml(r"\lvert x \rvert < 1", "inline")
+    assert r'alttext="\lvert x \rvert &lt; 1"' in formula
+    assert formula.count('fence="true"') == 2
 
 
 @pytest.mark.parametrize(
