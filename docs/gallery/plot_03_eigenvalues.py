@@ -39,7 +39,7 @@ for batch_size, pairs in spectra.items():
 # %%
 # At these two solutions the large batch has the larger :math:`\lambda_1`, by far more than the
 # residuals leave open. Two solutions say nothing about batch sizes, though; the comparison over
-# seeds is in :doc:`plot_7_batch_size`.
+# seeds is in :doc:`plot_07_batch_size`.
 
 small, large = spectra[8], spectra[600]
 margin = (small.residuals[0] + large.residuals[0]).item()
