@@ -12,12 +12,14 @@ from sharpness._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sharpness import plots as plots
+    from sharpness.analyses import run_numbers as run_numbers
     from sharpness.bars import progress as progress
     from sharpness.box_sharpness import (
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
     from sharpness.comparison import (
+        compare as compare,
         compared as compared,
         paired_difference as paired_difference,
         paired_ratio as paired_ratio,
@@ -77,9 +79,11 @@ HOMES = {
     "line": "landscape",
     "subspace_sharpness": "box_sharpness",
     # comparisons
+    "compare": "comparison",
     "compared": "comparison",
     "paired_difference": "comparison",
     "paired_ratio": "comparison",
+    "run_numbers": "analyses",
     # results and files
     "Comparison": "results",
     "Eigenpairs": "results",
