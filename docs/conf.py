@@ -51,6 +51,7 @@ sphinx_gallery_conf = {
     "image_srcset": ["2x"],
     "capture_repr": (),
     "abort_on_example_error": True,
+    "run_stale_examples": True,  # a claim rests on the library too, not on its page alone
     "download_all_examples": False,
     "show_signature": False,
     "backreferences_dir": None,

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import is_dataclass
 from typing import Any
 
-LITERAL = re.compile(r"(``.*?``)")
+KEPT = re.compile(r"(``.*?``|(?<![\w*])\*\w+\*(?![\w*]))")  # literals, and a word that is stressed
 
 
 def fields(record: type) -> list[tuple[str, str, str]]:
@@ -49,7 +49,7 @@ def escaped(line: str) -> str:
     >>> escaped("|A v| of ``a | b``")
     '\\|A v\\| of ``a | b``'
     """
-    parts = LITERAL.split(line)
+    parts = KEPT.split(line)
     return "".join(
         part if i % 2 else re.sub(r"([|*])", r"\\\1", part) for i, part in enumerate(parts)
     )

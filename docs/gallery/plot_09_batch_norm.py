@@ -55,7 +55,6 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.5), layout="constrained"
 for i, (rule, between) in enumerate(lines.items()):
     color, marker = sh.plots.COLORS[i], sh.plots.MARKERS[i]
     left.plot(alphas, between.values["loss"], color=color, marker=marker, label=rule)
-left.set_yscale("log")
 left.set_xlabel(r"position $\alpha$  (0: batch 16, 1: batch 300)")
 left.set_ylabel("training loss")
 left.set_title("on the line", fontsize="medium")
