@@ -34,7 +34,8 @@ def sections(command: click.Command, context: click.Context) -> Iterator[nodes.s
     """Yield a section for the command and each below it, none inside another."""
     path = context.command_path
     section = nodes.section("", nodes.title(path, path), names=[path], ids=[nodes.make_id(path)])
-    section += [_paragraph(text) for text in cleandoc(command.help or "").split("\n\n")]
+    for text in cleandoc(command.help or "").split("\n\n"):
+        section += _paragraphs(text)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     section += [nodes.paragraph("", "Usage:"), _code(usage, "text")]
     section += _options(command, context)
@@ -53,18 +54,18 @@ def _context(
     return click.Context(command, parent=parent, info_name=name, **settings)
 
 
-def _paragraph(text: str) -> nodes.Node:
+def _paragraphs(text: str) -> list[nodes.Node]:
     if not text.startswith(AS_WRITTEN):
-        return nodes.paragraph("", "", *_inline(" ".join(text.split())))
-    lines = text.removeprefix(AS_WRITTEN).splitlines()
-    return _code(cleandoc("\n".join(lines[1:] if lines[0] == "Examples:" else lines)), "bash")
+        return [nodes.paragraph("", "", *_inline(" ".join(text.split())))]
+    title, _, lines = text.removeprefix(AS_WRITTEN).partition("\n")
+    return [nodes.paragraph("", "", *_inline(title)), _code(cleandoc("\n" + lines), "bash")]
 
 
 def _options(command: click.Command, context: click.Context) -> nodes.definition_list:
     found = nodes.definition_list(classes=["options"])
     for option in command.get_params(context):
         record = option.get_help_record(context)
-        if record:
+        if record and record[1]:  # an argument has no meaning of its own
             names, meaning = record
             term = nodes.term("", "", nodes.literal(names, names))
             about = nodes.paragraph("", "", *_inline(meaning))
