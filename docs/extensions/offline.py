@@ -6,8 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from sphinx.errors import ExtensionError
-
 # What a browser fetches by itself, by tag; a link element only in these relations.
 FETCHED = {
     "script": ("src",),
@@ -68,6 +66,8 @@ def requests(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _check(app: Any, failure: Exception | None) -> None:
+    from sphinx.errors import ExtensionError  # the tests of this module need no sphinx
+
     if failure is None and app.builder.format == "html":
         found = [f"{file.name}: {address}" for file, address in requests(Path(app.outdir))]
         if found:
