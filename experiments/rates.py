@@ -194,8 +194,9 @@ def rate_figure(found: Comparison) -> bytes:
             plots.frame(axes, log=name != "report_accuracy")
     grid[0][0].legend(fontsize="small", frameon=False)
     made.supxlabel(
-        f"all at training loss {found.spec['design']['level']:g}; bands: 95 % intervals of the "
-        f"mean over {len(found.seeds)} seeds;\nrings: best rate, chosen on other held-out examples",
+        f"all at training loss {found.spec['design']['level']:g}; lines: means, geometric where "
+        f"the axis is logarithmic; bands: their 95 % intervals over "
+        f"{len(found.seeds)} seeds;\nrings: best rate, chosen on other held-out examples",
         fontsize="small",
     )
     return plots.png(made)
@@ -258,7 +259,8 @@ def best_figure(found: Comparison) -> bytes:
         row[0].set_title(where(noise, found).capitalize(), loc="left", fontsize="medium")
     made.supxlabel(
         "batch size, each at its best rate   (points: seeds, lines join those of one seed; bars: "
-        f"mean and its 95 % interval over {len(found.seeds)} seeds)",
+        "mean, geometric where the axis is logarithmic, and its 95 % interval over "
+        f"{len(found.seeds)} seeds)",
         fontsize="small",
     )
     return plots.png(made)

@@ -34,7 +34,7 @@ def interval(numbers: Sequence[float]) -> str:
     if math.isnan(estimate):
         return "unknown"
     largest = max(abs(x) for x in numbers if not math.isnan(x))
-    form = ".2f" if largest >= SMALL else ".2g"
+    form = ".2f" if largest >= SMALL else "#.2g"
     if math.isnan(low):
         return f"{estimate:{form}} [unknown]"
     return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
