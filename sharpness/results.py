@@ -130,7 +130,7 @@ class Sharpness(Record):
 
     @property
     def first_order_share(self) -> float:
-        """The part of the value that a loss linear in theta would have: near 1, no curvature."""
+        """Part of the value that a loss linear in theta would have; near 1 no curvature shows."""
         return self.first_order / self.value if self.value else float("nan")
 
 

@@ -19,6 +19,8 @@ def fields(record: type) -> list[tuple[str, str, str]]:
     for node in getattr(definition, "body", []):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
+        if ast.unparse(node.annotation).startswith("ClassVar"):
+            continue
         last = node.end_lineno or node.lineno
         beside = lines[last - 1].encode()[node.end_col_offset :].decode()
         words = [*_above(lines[: node.lineno - 1]), beside.strip(" #")]
