@@ -1,5 +1,6 @@
 """The command ``sharpness``: each command is a load, a library call, a save and a print."""
 
+import difflib
 import os
 import signal
 import sys
@@ -46,7 +47,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command of this name."""
         if name not in COMMANDS:
-            return None
+            close = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {close[0]}?" if close else "see sharpness --help"
+            raise InputError(f"sharpness has no command {name}: {hint}")
         command: click.Command = import_module(f"sharpness.cli.{COMMANDS[name][0]}").command
         return command
 

@@ -17,7 +17,7 @@ from sharpness.data import batches, size, stratified, take
 from sharpness.objective import Objective
 from sharpness.problem import MICRO_BATCH
 from sharpness.results import Comparison, Trajectory
-from sharpness.text import interval, table
+from sharpness.text import interval, table, wrapped
 from sharpness.training import problem_of
 
 from .design import Arm
@@ -34,7 +34,6 @@ from .verdict import (
     mean_interval,
     remarks,
     where,
-    wrapped,
 )
 
 CHOICE = 297 / 1197  # of the held-out examples, on which rates are chosen

@@ -1,7 +1,6 @@
 """What a comparison of small and large batches says: its table, its sentences, its figures."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from sharpness import plots
 from sharpness.analyses import short
 from sharpness.comparison import by_difference, geometric_mean, paired_difference, paired_ratio
 from sharpness.results import Comparison, Eigenpairs, Line, Trajectory
-from sharpness.text import interval, table
+from sharpness.text import interval, table, wrapped
 
 from .design import ALONG
 from .recipe import Finding
@@ -309,7 +308,9 @@ def remarks(found: Comparison) -> list[str]:
         if (found.values[measure] <= 0).any():
             lines.append(f"NOTE {measure} is not positive in all runs: its ratios are unknown")
     if found.spec["unconverged"]:
-        lines.append(f"NOTE lambda_1 of {found.spec['unconverged']} runs did not converge")
+        lines.append(
+            f"NOTE lambda_1 of {found.spec['unconverged']} runs did not converge: left out"
+        )
     return [*lines, ""] if lines else []
 
 
@@ -421,11 +422,6 @@ def number_text(measure: str, number: float) -> str:
     if measure == "train_loss":
         return f"{number:.2e}"
     return f"{number:.2f}" if by_difference(measure) else f"{number:.3g}"
-
-
-def wrapped(text: str, indent: str) -> list[str]:
-    """Return the lines of a paragraph."""
-    return textwrap.wrap(text, 100, subsequent_indent=indent)
 
 
 def _flat(name: str) -> str:

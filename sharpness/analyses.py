@@ -71,7 +71,8 @@ def _in_subspaces(objective: Objective, *, epsilon: float, seed: int = 0) -> Sub
 
 
 def _eigenvalue(measure: str, pairs: Eigenpairs) -> dict[str, float]:
-    return {measure: float(pairs.values[0])}
+    # An eigenvalue that did not converge is a lower bound, which no ratio can be told of.
+    return {measure: float(pairs.values[0]) if pairs.converged[0] else math.nan}
 
 
 def _metric(epsilon: str, found: Sharpness) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpness.comparison import MATCHED, by_difference, geometric_mean
 from sharpness.results import Comparison, Result, Run
-from sharpness.text import interval, table
+from sharpness.text import interval, table, wrapped
 
 LABELS = {
     "train_loss": "training loss",
@@ -31,7 +31,7 @@ LABELS = {
 PREFIXES = {  # before an epsilon
     "metric_2_1_": "Metric 2.1",
     "subspace_2_1_": "Metric 2.1 in subspaces",
-    "first_order_share_": "its 1st-order share",
+    "first_order_share_": "first-order share",
 }
 LEGEND = (
     "B - A of the test accuracy is the generalization gap of Keskar et al. (2017); a run's own gap",
@@ -46,10 +46,7 @@ def label(measure: str) -> str:
     >>> label("train_loss"), label("metric_2_1_1e-3"), label("subspace_2_1_5e-4")
     ('training loss', 'Metric 2.1 (1e-3)', 'Metric 2.1 in subspaces (5e-4)')
     """
-    for start, words in (
-        ("metric_2_1_", "Metric 2.1"),
-        ("subspace_2_1_", "Metric 2.1 in subspaces"),
-    ):
+    for start, words in PREFIXES.items():
         if measure.startswith(start):
             return f"{words} ({measure.removeprefix(start)})"
     return LABELS.get(measure, measure)
@@ -59,9 +56,12 @@ def lines(found: Comparison) -> list[str]:
     """Return the comparison as text: groups, effects with intervals, what is shown, remarks."""
     said = [*group_table(found), ""]
     for i, contrast in enumerate(found.contrasts):
-        said += [f"{contrast}   ({_count(int(found.pairs[i]), 'pair')})", *_effects(found, i), ""]
-    said += [*LEGEND, "", "In words", *(f"- {sentence}" for sentence in sentences(found))]
-    return said + [f"- {remark}" for remark in remarks(found)]
+        group, reference = found.spec["contrasts"][contrast]
+        pairs = _count(int(found.pairs[i]), "pair")
+        said += [f"{contrast}   ({pairs}; A: {group}, B: {reference})", *_effects(found, i), ""]
+    said += [*LEGEND, "", "In words"]
+    words = [*sentences(found), *remarks(found)]
+    return said + [line for text in words for line in wrapped(f"- {text}", "  ")]
 
 
 def group_table(found: Comparison) -> list[str]:
@@ -117,6 +117,13 @@ def remarks(found: Comparison) -> list[str]:
                 f"NOTE {missed} of {_count(_given(found, i), 'run')} of {group} did not meet the "
                 "training loss asked for: left out"
             )
+    for measure, numbers in found.values.items():
+        unknown = int((numbers.isnan() & found.reached).sum())
+        if unknown:
+            why = " (it did not converge)" if measure.endswith("lambda_1") else ""
+            said.append(
+                f"NOTE {label(measure)} of {_count(unknown, 'run')} is unknown{why}: left out"
+            )
     said += [f"NOTE {text}" for text in confounds(found)]
     judged = [_outcome(found, m, i) for m in found.values for i in range(len(found.contrasts))]
     count = sum(outcome != "unknown" for outcome in judged)
@@ -167,13 +174,12 @@ def _even(ratio: float) -> bool:
 
 
 def _effects(found: Comparison, i: int) -> list[str]:
-    group, reference = "A", "B"
     rows = []
     for measure in found.values:
         numbers, kind = _numbers(found, measure, i)
-        what = f"{reference} - {group}" if kind == "difference" else f"{group} / {reference}"
+        what = "B - A" if kind == "difference" else "A / B"
         rows.append([label(measure), what, interval(numbers), _outcome(found, measure, i)])
-    return table(["A / B", "", "95 % interval", ""], rows)
+    return table(["", "", "95 % interval", ""], rows)
 
 
 def _numbers(found: Comparison, measure: str, i: int) -> tuple[list[float], str]:

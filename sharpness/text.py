@@ -1,8 +1,11 @@
 """Numbers and tables in words, for terminals."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
+WIDTH = 100
+LARGE = 1000.0  # numbers above it are told by three significant digits
 SMALL = 0.2  # numbers all below it are told by two significant digits, not by two decimals
 
 
@@ -22,6 +25,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def wrapped(text: str, indent: str) -> list[str]:
+    """Return the lines of a paragraph.
+
+    >>> wrapped("- " + 12 * "a word, " + "end", "  ")[1]
+    '  end'
+    """
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
+
+
 def interval(numbers: Sequence[float]) -> str:
     """Return ``estimate [low, high]``; what is NaN is unknown.
 
@@ -29,12 +41,20 @@ def interval(numbers: Sequence[float]) -> str:
     ('2.00 [1.50, 2.50]', '2.00 [unknown]')
     >>> interval((0.0123, -0.0456, 0.0789))
     '0.012 [-0.046, 0.079]'
+    >>> interval((31.93, 0.001, 1015843.99))
+    '31.93 [0.001, 1.02e+06]'
     """
-    estimate, low, high = numbers
+    estimate, low, _ = numbers
     if math.isnan(estimate):
         return "unknown"
     largest = max(abs(x) for x in numbers if not math.isnan(x))
     form = ".2f" if largest >= SMALL else "#.2g"
-    if math.isnan(low):
-        return f"{estimate:{form}} [unknown]"
-    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
+    said, *bounds = (_digits(x, form) for x in numbers)
+    return f"{said} [unknown]" if math.isnan(low) else f"{said} [{', '.join(bounds)}]"
+
+
+def _digits(x: float, form: str) -> str:
+    text = f"{x:{form}}"
+    if abs(x) > LARGE:
+        return f"{x:.3g}"
+    return f"{x:.1g}" if x and not text.strip("-0.") else text

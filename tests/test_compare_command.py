@@ -83,7 +83,7 @@ def test_what_is_missing_is_computed_beside_the_runs_and_once(runs: Path, ask: A
     stems = [f"b{size}-{seed}" for size in (60, 600) for seed in (0, 1)]
     analyses = {f"{stem}.{name}.h5" for stem in stems for name in ANALYSES}
     assert made == {*(f"{stem}.h5" for stem in stems), *analyses, "comparison.h5"}
-    assert "batch_size 600 / 60   (2 pairs)" in out
+    assert "batch_size 600 / 60   (2 pairs; A: batch_size 600, B: batch_size 60)" in out
     assert "no difference shown" in out
     # `*.h5` now finds the analyses as well, and the same command is done.
     stamps = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
@@ -118,7 +118,7 @@ def test_checkpoints_of_anybody_are_compared_by_group(here: Path, ask: Ask) -> N
     brought = ("--model=nets:build", "--data=nets:digits", "--loss=cross_entropy", "--workers=1")
     code, out, err = ask("compare", "sb=a0.pt", "sb=a1.pt", "lb=b0.pt", "lb=b1.pt", *brought)
     assert code == 0, err
-    assert "lb / sb   (2 pairs)" in out
+    assert "lb / sb   (2 pairs; A: lb, B: sb)" in out
     found = comparison(here / "comparison.h5")
     assert found.groups == ["sb", "lb"]
     assert "distance" not in found.values  # nobody knows where they started

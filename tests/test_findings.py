@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 import sharpness as sh
-from sharpness.analyses import run_numbers
+from sharpness.analyses import ANALYSES, run_numbers
 from sharpness.comparison import compare, compared, effects
 from sharpness.findings import lines, mismatches, remarks, sentences
 from sharpness.problem import objective_of
@@ -193,6 +193,20 @@ def test_a_run_that_missed_its_goal_is_left_out_and_counted() -> None:
     assert "NOTE 1 of 3 runs of batch_size 600 did not meet the training loss" in " ".join(
         remarks(found)
     )
+
+
+def test_an_eigenvalue_that_did_not_converge_is_no_number_to_compare() -> None:
+    matrix = sh.Dense(torch.diag(torch.linspace(0, 1, 300, dtype=torch.float64)))
+    short = sh.eigsh(matrix, 1, m=3, budget=3)
+    assert not short.converged[0]
+    assert math.isnan(ANALYSES["lambda-1"].numbers(short)["lambda_1"])
+    runs, numbers = planted(2.0, pairs=3)
+    numbers["600-1"]["lambda_1"] = math.nan
+    found = compare(runs, numbers)
+    others = torch.tensor([numbers[f"{B}-{s}"]["lambda_1"] for B in (600, 8) for s in (0, 2)])
+    want = sh.paired_ratio(others[:2], others[2:])
+    assert found.ratios["lambda_1_ratio"][0].tolist() == pytest.approx(want, rel=1e-6)
+    assert "NOTE lambda_1 of 1 run is unknown (it did not converge): left out" in remarks(found)
 
 
 def test_one_pair_is_unknown_and_not_zero() -> None:
