@@ -149,6 +149,42 @@ def test_every_group_is_in_a_contrast_also_in_a_ragged_design() -> None:
     levels = {"a": {"B": 8, "r": 1}, "b": {"B": 60, "r": 1}, "c": {"B": 600, "r": 2}}
     found = effects(levels)
     assert list(found.values()) == [("b", "a"), ("c", "a")]
+    three = {str(B): {"B": B} for B in (8, 60, 600)}
+    assert effects(three) == {"B 60 / 8": ("60", "8"), "B 600 / 8": ("600", "8")}
+
+
+def test_networks_that_differ_are_a_confound_and_a_varied_rate_is_none() -> None:
+    runs = {
+        f"{w}-{s}": run_of(model_options={"widths": [w]}, seed=s) for w in (8, 9) for s in (0, 1)
+    }
+    said = " ".join(remarks(compare(runs, {name: {"train_loss": 0.01} for name in runs})))
+    assert "the networks differ, and Metric 2.1 grows with the number of parameters" in said
+    runs = {
+        f"{B}-{r}": run_of(batch_size=B, learning_rate=r) for B in (8, 600) for r in (0.01, 0.001)
+    }
+    said = " ".join(remarks(compare(runs, {name: {"train_loss": 0.01} for name in runs})))
+    assert "the learning rate was the same" not in said
+
+
+@pytest.mark.parametrize(("measures", "said"), [(9, None), (19, 1), (39, 2)])
+def test_many_comparisons_are_said_to_show_some_by_chance(measures: int, said: int | None) -> None:
+    runs, numbers = planted(1.0, pairs=3)
+    for known in numbers.values():
+        known |= {f"measure_{i}": 1.0 + i for i in range(measures - 2)}
+    notes = [note for note in remarks(compare(runs, numbers)) if "would show a difference" in note]
+    want = f"NOTE of {measures + 1} comparisons with 95 % intervals, some {said} would show"
+    assert [note.startswith(want) for note in notes] == ([] if said is None else [True])
+
+
+def test_runs_of_one_seed_are_told_apart_by_their_splits() -> None:
+    runs = {
+        f"{B}-{split}": run_of(batch_size=B, seed=0, split_seed=split)
+        for B in (8, 600)
+        for split in (3, 4)
+    }
+    found = compare(runs, {name: {"train_loss": 0.01} for name in runs})
+    assert found.pairs.tolist() == [2]
+    assert found.seeds.tolist() == [0, 1]
 
 
 def test_equal_epochs_are_said_to_be_other_numbers_of_updates() -> None:
@@ -257,6 +293,15 @@ def test_named_groups_are_paired_by_their_seeds_and_checkpoints_by_their_order()
         numbers[name]["lambda_1"] = float(i + 1)
     found = compare(read, numbers, groups=groups)
     assert found.values["lambda_1"].tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(("inputs", "dimension"), [(6, 6), (150, 100)])
+def test_subspaces_have_a_hundred_dimensions_or_all(inputs: int, dimension: int) -> None:
+    batches = [(torch.ones(2, inputs), torch.zeros(2, 1))]
+    f = sh.Objective(torch.nn.Linear(inputs, 1, bias=False), batches, torch.nn.functional.mse_loss)
+    for epsilon, name in ((1e-3, "subspace-2-1-1e-3"), (5e-4, "subspace-2-1-5e-4")):
+        found = ANALYSES[name].compute(f)
+        assert (found.spec["dimension"], found.epsilon) == (dimension, epsilon)
 
 
 def test_the_numbers_of_a_run_are_those_of_its_objectives_and_have_both_gaps() -> None:

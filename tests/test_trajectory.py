@@ -51,6 +51,27 @@ def test_the_curvature_of_least_squares_is_the_same_all_along() -> None:
         assert float(found.first_order[i]) == pytest.approx(first)
 
 
+def test_the_curvature_of_a_product_is_that_at_each_point() -> None:
+    x = torch.linspace(0.5, 1.5, 12, dtype=torch.float64)[:, None]
+    data = (x, 3 * x), (x, 3 * x)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    for layer, start in zip(model, (0.5, 1.0), strict=True):
+        nn.init.constant_(layer.weight, start)
+    made = {"model": model, "data": data, "loss": "mse"}
+    run = sh.train(
+        TrainConfig(**made, batch_size=12, learning_rate=0.03, dtype="float64", updates=40)
+    )
+    found = sh.along_training(sh.objective_of(run, **made), run)
+    s = float(x.square().mean())
+    for point, got in zip((run.start, run.end), found.lambda_1, strict=True):
+        assert point is not None
+        u, v = point.theta.tolist()
+        mixed = 2 * s * (2 * u * v - 3)  # of mean (u v x - 3 x)^2
+        H = torch.tensor([[2 * s * v * v, mixed], [mixed, 2 * s * u * u]], dtype=torch.float64)
+        torch.testing.assert_close(got, torch.linalg.eigvalsh(H)[-1])
+    assert float(found.lambda_1[1]) > 1.5 * float(found.lambda_1[0])
+
+
 def test_checkpoints_are_where_the_loss_first_met_their_levels() -> None:
     run, f = problem(updates=60, checkpoint_losses=LEVELS)
     losses = [float(f.value(point)) for point in run.checkpoints]
