@@ -127,6 +127,22 @@ def test_checkpoints_of_anybody_are_compared_by_group(here: Path, ask: Ask) -> N
     printed = json.loads(out)
     assert printed["groups"] == ["a0.pt", "b0.pt"]
     assert printed["ratios"]["lambda_1_ratio"][0][1:] == [None, None]  # unknown, and not 0
+    # Of a sample are the analyses; what a run itself has is of all its data.
+    code, out, err = ask(
+        "compare",
+        "a0.pt",
+        "b0.pt",
+        *brought,
+        "-o",
+        "few.h5",
+        "--json",
+        "--examples=40",
+        "--overwrite",
+    )
+    assert code == 0, err
+    few = json.loads(out)["values"]
+    assert few["train_loss"] == printed["values"]["train_loss"]
+    assert few["lambda_1"] != printed["values"]["lambda_1"]
 
 
 def test_sharpness_along_a_training_is_that_of_the_library(runs: Path, ask: Ask) -> None:

@@ -302,6 +302,8 @@ def test_subspaces_have_a_hundred_dimensions_or_all(inputs: int, dimension: int)
     for epsilon, name in ((1e-3, "subspace-2-1-1e-3"), (5e-4, "subspace-2-1-5e-4")):
         found = ANALYSES[name].compute(f)
         assert (found.spec["dimension"], found.epsilon) == (dimension, epsilon)
+        full = name.replace("subspace", "metric")
+        assert ANALYSES[full].compute(f).epsilon == epsilon
 
 
 def test_the_numbers_of_a_run_are_those_of_its_objectives_and_have_both_gaps() -> None:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from sharpness.cli import main
 from sharpness.experiments import RECIPES, recipe, trainings, verdict
 from sharpness.experiments.keskar import Design, is_done, run
 
 import sharpness as sh
 from sharpness import plots
+from sharpness.analyses import ANALYSES
 from sharpness.comparison import compared
 from sharpness.names import GIVEN
 from sharpness.training import cpu_threads
@@ -580,6 +582,19 @@ def test_the_error_of_a_worker_comes_back_and_no_worker_stays() -> None:
     with pytest.raises(TypeError):  # int("x", count)
         recipe.share([partial(int, "x")] * 3, workers=2, unit="updates")
     assert not active_children()
+
+
+def test_compare_takes_the_analyses_of_the_recipe_as_they_are(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(made)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(made / "clean"), "--workers=1", "-q", "-o", str(made / "c.h5")])
+    assert stop.value.code == 0, capfd.readouterr().err
+    after = contents(made)
+    assert {path: after[path] for path in before} == before
+    added = {path.partition(".")[2] for path in after.keys() - before.keys()}
+    assert added == {f"{name}.h5" for name in ANALYSES if f".{name}.h5" not in ENDINGS} | {"h5"}
 
 
 def test_two_workers_write_the_bytes_of_one(original: Path, tmp_path: Path) -> None:
