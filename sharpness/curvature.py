@@ -187,7 +187,12 @@ class GaussNewton(Curvature):
 
     def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> J^T H J v of one batch."""
-        z = self.objective.outputs(self.point, inputs)
+        z: object = self.objective.outputs(self.point, inputs)
+        if not isinstance(z, Tensor):
+            raise InputError(
+                f"GaussNewton needs outputs in one tensor, got a {type(z).__name__}: take the "
+                "Hessian, or return the tensor alone"
+            )
         u = torch.zeros_like(z, requires_grad=True)
         Ju = _vjp(z, self.theta, u, create_graph=True)  # J^T u is linear in u: its vjp is J
         leaf = z.detach().requires_grad_()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -241,7 +241,7 @@ class Objective:
     def loss_of_outputs(self, z: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of one batch with these outputs, shape ()."""
         broadcasts = self.loss in BROADCASTING or isinstance(self.loss, BROADCASTING_MODULES)
-        if broadcasts and z.shape != targets.shape:
+        if broadcasts and isinstance(z, Tensor) and z.shape != targets.shape:
             raise InputError(
                 f"{self.spec['loss']} needs outputs and targets of one shape, got "
                 f"{tuple(z.shape)} and {tuple(targets.shape)}: reshape the targets"
@@ -289,7 +289,8 @@ class Objective:
                 value = f(i, inputs, targets)
             except (InputError, ComputationError, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                # The user's: of a model or a loss.
                 raise ComputationError(
                     f"the model or the loss failed in batch {i}: {located(error)}"
                 ) from error
@@ -418,6 +419,8 @@ def _require_same(first: Any, batch: Any, batches: Batches) -> None:
 
 def _agree(one: Any, other: Any, *, exact: bool = False) -> bool:
     """Say whether two nests of tensors are the same, to rounding unless exactly."""
+    if is_dataclass(one) and is_dataclass(other):
+        one, other = ([getattr(x, f.name) for f in fields(x)] for x in (one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(
             _agree(one[name], other[name], exact=exact) for name in one
