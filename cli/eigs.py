@@ -33,7 +33,8 @@ from .sources import answer, beside, objective, opened, request
     "--engine",
     type=Name("curvature", "ENGINES"),
     default="cached",
-    help="Keep the graphs of all batches, or build them fresh for each product.",
+    help="Keep the graphs of all batches, build them fresh for each product, or, where there is no "
+    "second derivative, take differences of gradients.",
 )
 @click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
 @click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")

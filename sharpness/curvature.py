@@ -1,18 +1,35 @@
 """Curvature matrices of an Objective as symmetric operators on vectors of length n."""
 
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Inputs, Objective, Point, fingerprint
 from sharpness.results import Solution
+from sharpness.vectors import unflatten
+
+# Of one batch, by its number, inputs and targets: what is averaged to a product, shape (n,), or
+# its rows (2, n), the second of which is how much the first may be off.
+Rows = Callable[[int, Inputs, Tensor], Tensor]
+
+
+# How torch tells that there is no second derivative: of its own functions, of custom operators
+# and of compiled models.
+MISSING = ("derivative", "autograd formula", "double backward")
+REMEDY = (
+    "write its backward by differentiable operations, or take the Hessian with "
+    'engine="finite-difference"'
+)
 
 
 class Operator(Protocol):
@@ -46,28 +63,45 @@ class Dense:
 class Curvature(ABC):
     """A mean over examples of symmetric maps, one for each batch of an Objective, at theta.
 
+    Fused attention and the RNNs of cuDNN have no second derivative (pytorch#116350): inside of a
+    product their plain forms take their place.
+
     Args:
         point: Where, a Solution or theta of shape (n,). Default: the model as it came.
-        engine: ``cached`` builds the map of each batch once and keeps its graph; ``fresh``
-            builds it again for each product, in the memory of one batch.
+        engine: How a product comes about, one of ``ENGINES``. ``cached`` builds the map of each
+            batch once and keeps its graph; ``fresh`` builds it again for each product, in the
+            memory of one batch; ``finite-difference`` takes differences of gradients, for what
+            has no second derivative, and tells by how much they may be off in ``error``.
+
+    Attributes:
+        error: Of the last product, a norm; None where the product is exact to rounding. Its
+            largest ratio to the norm of the vector so far, an error in terms of eigenvalues, is
+            ``spec["product_error"]``.
     """
 
     def __init__(
         self, objective: Objective, point: Point | None = None, *, engine: str = "cached"
     ) -> None:
         if engine not in ENGINES:
-            raise InputError(f"engine needs to be cached or fresh, got {engine!r}")
+            raise InputError(
+                f"engine needs to be one of {', '.join(ENGINES)}, got {engine!r}: choose one"
+            )
         self.objective, self.engine = objective, engine
+        self.error: float | None = None
         self._here = objective.at(objective.theta if point is None else point)
         self.theta = self._here.theta.detach().requires_grad_()
         self.size, self.dtype, self.device = len(self.theta), self.theta.dtype, self.theta.device
         self.spec: dict[str, Any] = {
             "operator": type(self).__name__,
             "engine": engine,
+            "kernels": {
+                "attention": "math",
+                **({"rnn": "native"} if objective.is_recurrent else {}),
+            },
             "point": fingerprint(self._here),
             "objective": objective.spec,
         }
-        self._maps: dict[int, Callable[[Tensor], Tensor]] = {}
+        self.maps: dict[int, Callable[[Tensor], Tensor]] = {}  # of the engine that keeps them
 
     @cached_property
     def point(self) -> Solution:
@@ -75,9 +109,28 @@ class Curvature(ABC):
         return replace(self.objective.settled(self._here), theta=self.theta)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """Return the product with v, shape (n,)."""
-        with torch.enable_grad():
-            return self.objective.mean(self._product(v))
+        """Return the product with v, shape (n,).
+
+        Raises:
+            InputError: If v is no finite vector of that shape.
+            ComputationError: If the loss or the product is not finite, or has no second
+                derivative.
+        """
+        if v.shape != (self.size,):
+            raise InputError(
+                f"a product needs a vector of shape ({self.size},), got {tuple(v.shape)}: list "
+                "the trainable parameters of this model"
+            )
+        with self._derivatives():
+            rows = self.objective.mean(self._product(v))
+        product, *change = rows.view(-1, self.size)
+        if not torch.isfinite(product).all():
+            raise self._not_finite(v)
+        if change:
+            self.error = float(change[0].norm())
+            ratio = self.error / float(v.norm()) if self.error else 0.0
+            self.spec["product_error"] = max(ratio, self.spec.get("product_error", 0.0))
+        return product
 
     def sampling_errors(self, vectors: Tensor) -> Tensor:
         """Return the standard errors of v^T A v, shape (k,), for the rows v of vectors, (k, n).
@@ -92,28 +145,60 @@ class Curvature(ABC):
 
         def quadratic(v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
             product = self._product(v)
-            return lambda *batch: v @ product(*batch)
+            return lambda *batch: v @ product(*batch).view(-1, self.size)[0]
 
-        with torch.enable_grad():
+        with self._derivatives():
             errors = [self.objective.sampling_error(quadratic(v)) for v in vectors]
         return torch.stack(errors).cpu()
 
-    def _product(self, v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
+    @contextmanager
+    def _derivatives(self) -> Iterator[None]:
+        """Let second derivatives be taken, also of what is computed again on the way back."""
         if torch.is_inference_mode_enabled():
             raise InputError("curvature needs derivatives, got torch.inference_mode: leave it")
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            self.objective.with_native_rnn(),
+        ):
+            yield
+
+    def _product(self, v: Tensor) -> Rows:
         _ = self.point  # before the pass over the data: it may take one of its own
+        return ENGINES[self.engine](self, v)
 
-        def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
-            if i in self._maps:
-                return self._maps[i](v)
-            # Fused attention kernels have no second derivative (pytorch#116350).
-            with sdpa_kernel(SDPBackend.MATH):
-                batch_map = self.batch_map(inputs, targets)
-            if self.engine == "cached":
-                self._maps[i] = batch_map
-            return batch_map(v)
+    def _not_finite(self, v: Tensor) -> InputError | ComputationError:
+        """Return the error that names what is not finite, from a second look at every batch."""
+        if not torch.isfinite(v).all():
+            return InputError("a product needs a finite vector, got one that is not: change it")
+        f = self.objective
+        with torch.no_grad():
+            lost = f.first_not_finite(lambda i, x, y: f.batch_loss(self.point, x, y))
+        if lost:
+            return ComputationError(
+                f"curvature needs a finite loss, got {float(lost[1])} in batch {lost[0]}: look at "
+                "the data and the weights"
+            )
+        with self._derivatives():
+            found = f.first_not_finite(self._product(v))
+        if not found:
+            return ComputationError(
+                "curvature needs a finite product, got one whose mean over all batches and ranks "
+                "is not: look at its scale and at the other ranks"
+            )
+        blocks = unflatten(found[1].view(-1, self.size)[0], f.shapes)
+        name, block = next((n, b) for n, b in blocks.items() if not torch.isfinite(b).all())
+        return ComputationError(
+            f"curvature needs a finite product, got {float(block[~torch.isfinite(block)][0])} for "
+            f"{name} in batch {found[0]}: look for a root or a norm at 0, or an overflow"
+        )
 
-        return product
+    def differences(self, v: Tensor) -> Rows:
+        """Return the rows of a batch by differences of gradients, where that is possible."""
+        raise InputError(
+            f"finite-difference needs the Hessian or the adaptive one, got {type(self).__name__}: "
+            "take another engine"
+        )
 
     @abstractmethod
     def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
@@ -140,6 +225,30 @@ class Hessian(Curvature):
         loss = self.objective.batch_loss(self.point, inputs, targets)
         slope = _vjp(loss, self.theta, create_graph=True)
         return lambda v: _vjp(slope, self.theta, v)
+
+    def differences(self, v: Tensor) -> Rows:
+        """Return the rows (g(theta + h v) - g(theta - h v)) / 2h, and how far off that may be.
+
+        The error is h^2 / 6 of a third derivative of g along v, and rounding of eps |g| / h. The
+        steps that balance them are h |v| = eps^(1/3) (1 + |theta|). Twice the step makes the
+        first four times as large and halves the second; twice the change by it is therefore
+        above either, for gradients without kinks on the way.
+
+        Cost: four gradients.
+        """
+        theta, norm = self.theta.detach(), float(v.norm())
+        relative = torch.finfo(self.dtype).eps ** (1 / 3)
+        h = relative * (1 + float(theta.norm())) / norm if norm else 1.0
+
+        def rows(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+            def slope(step: float) -> Tensor:
+                there = replace(self.point, theta=theta + step * v)
+                return self.objective.batch_gradient(there, inputs, targets)[1]
+
+            near, far = ((slope(s) - slope(-s)) / (2 * s) for s in (h, 2 * h))
+            return torch.stack([near, 2 * (far - near)])
+
+        return rows
 
 
 class AdaptiveHessian(Hessian):
@@ -172,6 +281,12 @@ class AdaptiveHessian(Hessian):
         scale, product = self.theta.detach().abs(), super().batch_map(inputs, targets)
         return lambda v: scale * product(scale * v)
 
+    def differences(self, v: Tensor) -> Rows:
+        """Return the rows of H (|theta| v), times |theta|."""
+        scale = self.theta.detach().abs()
+        rows = super().differences(scale * v)
+        return lambda *batch: scale * rows(*batch)
+
 
 class GaussNewton(Curvature):
     """J^T H J, with J the Jacobian of the outputs and H the Hessian of the loss in them.
@@ -200,7 +315,41 @@ class GaussNewton(Curvature):
         return lambda v: _vjp(z, self.theta, _vjp(slope, leaf, _vjp(Ju, u, v)))
 
 
-ENGINES = ("cached", "fresh")
+def cached(A: Curvature, v: Tensor) -> Rows:
+    """Return the product of a batch by a map that is built once and keeps its graph."""
+
+    def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        if i not in A.maps:
+            A.maps[i] = A.batch_map(inputs, targets)
+        return A.maps[i](v)
+
+    return product
+
+
+def fresh(A: Curvature, v: Tensor) -> Rows:
+    """Return the product of a batch by a map that is built for it."""
+    return lambda i, inputs, targets: A.batch_map(inputs, targets)(v)
+
+
+def finite_difference(A: Curvature, v: Tensor) -> Rows:
+    """Return the product of a batch by differences of gradients, and how far off it may be.
+
+    >>> X, y = torch.tensor([[1.0], [2.0]]).double(), torch.zeros(2, 1).double()
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> f = Objective(model, [(X, y)], lambda z, y: z.pow(4).mean())  # f'' = 12 w^2 17 / 2
+    >>> A = Hessian(f, torch.ones(1).double(), engine="finite-difference")
+    >>> product = A @ torch.ones(1).double()
+    >>> abs(product - 102) < A.error, A.error < 1e-6 * 102
+    (tensor([True]), True)
+    """
+    return A.differences(v)
+
+
+ENGINES: dict[str, Callable[[Curvature, Tensor], Rows]] = {
+    "cached": cached,
+    "fresh": fresh,
+    "finite-difference": finite_difference,
+}
 OPERATORS: dict[str, type[Curvature]] = {
     "hessian": Hessian,
     "adaptive-hessian": AdaptiveHessian,
@@ -217,30 +366,46 @@ def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = 
             y, x, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
         )
     except RuntimeError as error:
-        if "derivative" not in str(error):
+        if not any(sign in str(error) for sign in MISSING):
             raise
+        said = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise ComputationError(
-            f"curvature needs a second derivative, got none: {' '.join(str(error).split())}"
+            f"curvature needs a second derivative, got none ({said}): {REMEDY}"
         ) from error
     if create_graph:
-        _require_differentiable(product)
+        _require_differentiable(product, y)
     return product
 
 
-def _require_differentiable(y: Tensor) -> None:
-    """Refuse a graph with a function that its author called differentiable once.
+def _require_differentiable(slope: Tensor, y: Tensor) -> None:
+    """Refuse a slope of y with a function that its author called differentiable once.
 
     Torch cuts the graph there, so that the product behind would be a silent zero.
     """
+    if not any(node.name() == "torch::autograd::Error" for node in _nodes(slope)):
+        return
+    classes: list[Any] = [type(node) for node in _nodes(y)]
+    # What once_differentiable made of a backward wraps that of the author.
+    once = {
+        kind.__name__
+        for kind in classes
+        if issubclass(kind, torch.autograd.function.BackwardCFunction)
+        and hasattr(kind._forward_cls.backward, "__wrapped__")
+    }
+    names = sorted(name.removesuffix("Backward") for name in once)
+    raise ComputationError(
+        "curvature needs a second derivative, got a custom function that is once_differentiable, "
+        f"{' or '.join(names) or 'in the model or the loss'}: {REMEDY}"
+    )
+
+
+def _nodes(y: Tensor) -> Iterator[Node]:
+    """Yield all functions in the graph of y."""
     seen, left = set(), [y.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise ComputationError(
-                "curvature needs a second derivative, got a custom function in the model or the "
-                "loss that is once_differentiable: write its backward by differentiable operations"
-            )
+        yield node
         left += [following for following, _ in node.next_functions]

@@ -1,6 +1,7 @@
 """The function every other module studies: mean loss as a function of the parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -267,6 +268,15 @@ class Objective:
             count += weight
         return mean_over_ranks(total, count)
 
+    def first_not_finite(
+        self, f: Callable[[int, Inputs, Tensor], Tensor]
+    ) -> tuple[int, Tensor] | None:
+        """Return the number of the first batch where f is not finite, and f there, or None."""
+        for i, (_, value) in enumerate(self._each(self.batches, f, "batches")):
+            if not torch.isfinite(value).all():
+                return i, value
+        return None
+
     def _each(
         self, batches: Batches, f: Callable[[int, Inputs, Tensor], Tensor], name: str
     ) -> Iterator[tuple[int, Tensor]]:
@@ -330,18 +340,47 @@ class Objective:
         here = self.settled(point)
 
         def both(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
-            theta = here.theta.detach().requires_grad_()
-            value = self.batch_loss(replace(here, theta=theta), inputs, targets)
-            slope = torch.zeros_like(here.theta)
-            if value.requires_grad:
-                (slope,) = torch.autograd.grad(value, theta, materialize_grads=True)
-            return torch.cat([value.detach().to(slope)[None], slope])
+            value, slope = self.batch_gradient(here, inputs, targets)
+            return torch.cat([value.to(slope)[None], slope])
 
         if torch.is_inference_mode_enabled():
             raise InputError("a gradient needs derivatives, got torch.inference_mode: leave it")
-        with torch.enable_grad():
+        with torch.enable_grad(), self.with_native_rnn():
             mean = self.mean(both)
         return mean[0], mean[1:]
+
+    def batch_gradient(
+        self, point: Point, inputs: Inputs, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of one batch, shape (), and its gradient, shape (n,)."""
+        here = self.settled(point)
+        theta = here.theta.detach().requires_grad_()
+        value = self.batch_loss(replace(here, theta=theta), inputs, targets)
+        slope = torch.zeros_like(here.theta)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value, theta, materialize_grads=True)
+        return value.detach(), slope
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model has LSTM, GRU or RNN layers."""
+        return any(isinstance(part, nn.RNNBase) for part in self.model.modules())
+
+    @contextmanager
+    def with_native_rnn(self) -> Iterator[None]:
+        """Compute recurrent layers without cuDNN meanwhile, as torch itself does.
+
+        Those of cuDNN have no second derivative, and in eval mode not even a first one.
+        """
+        if not self.is_recurrent:
+            yield
+            return
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.enabled = before
 
     def evaluate(self, point: Point) -> dict[str, Tensor]:
         """Return the mean loss and every metric there by name, in float64, from one pass."""

@@ -61,11 +61,11 @@ def attention() -> nn.Module:
     return Wired(forward, qkv=nn.Linear(3, 12), out=nn.Linear(20, 3))
 
 
-def recurrent(kind: type[nn.RNNBase]) -> nn.Module:
+def recurrent(kind: Callable[..., nn.RNNBase], width: int = 4) -> nn.Module:
     return Wired(
         lambda self, x: self.out(self.cells(x)[0][:, -1]),
         cells=kind(3, 4, batch_first=True),
-        out=nn.Linear(4, 3),
+        out=nn.Linear(width, 3),
     )
 
 
@@ -133,6 +133,9 @@ CASES = {
     "group-norm": Case(lambda: images(nn.GroupNorm(2, 4), nn.Tanh()), IMAGE),
     "attention": Case(attention, SEQUENCE),
     "LSTM": Case(lambda: recurrent(nn.LSTM), SEQUENCE),
+    "stacked-LSTM": Case(
+        lambda: recurrent(partial(nn.LSTM, num_layers=2, bidirectional=True), 8), SEQUENCE
+    ),
     "GRU": Case(lambda: recurrent(nn.GRU), SEQUENCE),
     "embedding": Case(
         lambda: nn.Sequential(nn.Embedding(3, 4), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)),
@@ -226,6 +229,17 @@ def test_products_are_those_of_the_dense_hessian(name: str, engine: str) -> None
     for _ in range(2):  # the second product uses what the first one kept
         v = torch.randn(A.size).double()
         assert off(A @ v, problem.H @ v) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smooth])
+@pytest.mark.parametrize("operator", [Hessian, AdaptiveHessian])
+def test_differences_are_as_near_as_they_say(name: str, operator: Any) -> None:
+    f = posed(name).objective(4)
+    A = operator(f, engine="finite-difference")
+    v = torch.randn(A.size).double()
+    want = operator(f) @ v
+    distance = off(A @ v, want) * float(want.norm())
+    assert distance <= A.error < 1e-6 * float(want.norm())
 
 
 @every
