@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -37,6 +37,14 @@ BROADCASTING = {
     nn.functional.huber_loss,
 }
 BROADCASTING_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+REDUCTIONS = ("mean", "sum", "none")
+# In what one computes with weights of these dtypes: a product in bfloat16 would be off by 17 %.
+COMPUTED_IN = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
 LOOK = 7_346_219  # the seed of torch in a second look at the data: any that no one else takes
 
 
@@ -55,9 +63,15 @@ class Objective:
     is refused at the first use, which evaluates the first batch twice.
 
     Args:
-        model: Stays as it is, bit by bit: only a copy of its modules and buffers is used.
+        model: Stays as it is, bit by bit: only a copy of its modules and buffers is used. Weights
+            in bfloat16 or float16 are copied too: loss, gradient and curvature are those of
+            float32 numbers with the same values, and so are inputs and targets.
         batches: ``(inputs, targets)``, the same in the same order at every iteration.
-        loss: Mean over one batch, as a function of (outputs, targets).
+        loss: Mean over one batch, as a function of (outputs, targets); outputs are what the model
+            returns, of any structure.
+        reduction: What the loss is instead of a ``mean``: the ``sum`` over a batch, which is
+            divided by its count, or ``none`` for a tensor of losses, over all of which the mean
+            is taken.
         metrics: Further such means by name, for ``evaluate``.
         count: What a batch weighs, as a function of its targets. Default: their number; for a
             mean over tokens, the number of tokens.
@@ -88,6 +102,7 @@ class Objective:
         batches: Batches,
         loss: Measure,
         *,
+        reduction: str = "mean",
         metrics: Mapping[str, Measure] | None = None,
         count: Callable[[Tensor], int] = len,
         batch_norm: str = "frozen",
@@ -101,23 +116,34 @@ class Objective:
                 "Objective needs trainable parameters of one dtype on one device, got "
                 f"{', '.join(sorted(kinds)) or 'none'}: set requires_grad or convert the model"
             )
+        weights = next(iter(trainable.values()))
+        if weights.dtype not in COMPUTED_IN or weights.device.type == "meta":
+            raise InputError(
+                "Objective needs trainable parameters of real numbers, got "
+                f"{weights.dtype} on {weights.device}: load them, or write complex ones as pairs"
+            )
+        _require_reduction(loss, reduction)
         _require_fixed(batches)
         if statistics is not None:
             _require_fixed(statistics)
         # A copy, for its own modes and running statistics survive the user's training on and
         # an interrupt.
-        self.model = copied(model).eval()
+        real = COMPUTED_IN[weights.dtype]
+        self.is_widened = real != weights.dtype
+        self.model = (deepcopy(model).to(real) if self.is_widened else copied(model)).eval()
         self.batches, self.loss, self.metrics = batches, loss, dict(metrics or {})
-        self.count, self.statistics = count, statistics
+        self.reduction, self.count, self.statistics = reduction, count, statistics
         self._looked_at: set[str] = set()  # what was found to be the same at a second look
         self.shapes = {name: p.shape for name, p in trainable.items()}
-        self.theta = flatten(trainable.values())  # (n,)
+        self.theta = flatten(trainable.values()).to(real)  # (n,)
         self.spec = {
             "objective": named(type(model)),
             "loss": named(loss),
+            "reduction": reduction,
             "metrics": {name: named(f) for name, f in self.metrics.items()},
             "parameters": len(self.theta),
-            "dtype": str(self.theta.dtype),
+            "dtype": str(real),
+            **({"weights_dtype": str(weights.dtype)} if self.is_widened else {}),
             "device": self.theta.device.type,
             "threads": torch.get_num_threads(),
             "batch_norm": batch_norm,
@@ -199,6 +225,8 @@ class Objective:
             model = self._by_batch
             known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
             values = {name: value for name, value in values.items() if name in known}
+        if self.is_widened:
+            inputs = _widened(inputs)
         z: Tensor = functional_call(model, values, *arguments(inputs))
         return z
 
@@ -248,12 +276,17 @@ class Objective:
                 f"{tuple(z.shape)} and {tuple(targets.shape)}: reshape the targets"
             )
         loss = self.loss(z, targets)
-        if not isinstance(loss, Tensor) or loss.ndim:
+        many = self.reduction == "none"
+        if not isinstance(loss, Tensor) or (loss.ndim > 0) != many:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            need = "a tensor of losses" if many else "one number, a tensor ()"
             raise InputError(
-                f"a loss needs to be one number, a tensor (), got {got}: take the mean"
+                f"a loss of reduction {self.reduction} needs to be {need}, got {got}: take the "
+                "mean, or declare what it is by reduction"
             )
-        return loss
+        if many:
+            return loss.mean()
+        return loss / self.count(targets) if self.reduction == "sum" else loss
 
     def mean(self, f: Callable[[int, Inputs, Tensor], Tensor]) -> Tensor:
         """Average f(i, inputs, targets), itself a mean over batch i, over all examples.
@@ -293,6 +326,8 @@ class Objective:
                 _require_same(first, batch, batches)
                 self._looked_at.add(name)
             inputs, targets = on_device(self.theta.device, batch[0]), batch[1].to(self.theta.device)
+            if self.is_widened:
+                targets = _widened(targets)
             weight = self.count(targets)
             count += weight
             try:
@@ -424,6 +459,30 @@ def on_device(device: torch.device, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return tuple(on_device(device, part) for part in inputs)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
+def _widened(inputs: Any) -> Any:
+    """Return inputs with their tensors of reduced precision in float32."""
+    if isinstance(inputs, dict):
+        return {name: _widened(part) for name, part in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(_widened(part) for part in inputs)
+    narrow = isinstance(inputs, Tensor) and inputs.dtype in COMPUTED_IN
+    return inputs.to(COMPUTED_IN[inputs.dtype]) if narrow else inputs
+
+
+def _require_reduction(loss: Any, reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise InputError(
+            f"reduction needs to be one of {', '.join(REDUCTIONS)}, got {reduction!r}: choose one"
+        )
+    # Of a module of torch, or of a function with this option bound.
+    own = getattr(loss, "reduction", None) or getattr(loss, "keywords", {}).get("reduction")
+    if own in REDUCTIONS and own != reduction:
+        raise InputError(
+            f"Objective needs the reduction of its loss, got {reduction} for one with "
+            f'reduction="{own}": pass that'
+        )
 
 
 def _require_fixed(batches: Batches) -> None:
