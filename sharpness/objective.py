@@ -480,8 +480,8 @@ def _require_reduction(loss: Any, reduction: str) -> None:
     own = getattr(loss, "reduction", None) or getattr(loss, "keywords", {}).get("reduction")
     if own in REDUCTIONS and own != reduction:
         raise InputError(
-            f"Objective needs the reduction of its loss, got {reduction} for one with "
-            f'reduction="{own}": pass that'
+            f'a loss needs to be of the reduction {reduction}, got one with reduction="{own}": '
+            "take the mean, or declare what it is by reduction"
         )
 
 

@@ -27,6 +27,7 @@ LAYERS = [
         "plots",
     },
     {"problem", "curvature"},
+    {"probes"},
     {"training", "lanczos"},
     {"spectrum", "directions"},
     {"landscape", "paths", "box_sharpness", "perturbed", "stability", "flatness"},

@@ -317,8 +317,13 @@ def test_squares_of_outputs_and_targets_of_other_shapes_are_refused(model: Any, 
 
 
 def test_a_loss_that_is_no_mean_over_the_batch_is_refused() -> None:
+    for reduction in ("none", "sum"):
+        with pytest.raises(
+            InputError, match=f'got one with reduction="{reduction}": take the mean'
+        ):
+            pose(norm_net, SOURCE, nn.CrossEntropyLoss(reduction=reduction))
     with pytest.raises(InputError, match=r"one number, a tensor \(\), got shape \(2,\)"):
-        pose(norm_net, SOURCE, nn.CrossEntropyLoss(reduction="none"))
+        pose(norm_net, SOURCE, lambda z, y: z[:, 0])
 
 
 def test_a_loss_that_rejects_the_targets_is_refused() -> None:
