@@ -1,4 +1,4 @@
-.PHONY: demo test lint docs
+.PHONY: demo test lint docs bench
 PY ?= python3
 # Targets of one stamp each: a second call of make finds everything in its place.
 .venv/test: pyproject.toml constraints.txt
@@ -11,6 +11,9 @@ PY ?= python3
 .venv/docs: .venv/test
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
+.venv/bench: .venv/test
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
+	touch $@
 demo: .venv/test
 	.venv/bin/sharpness run keskar
 test: .venv/test
@@ -19,3 +22,5 @@ lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 docs: .venv/docs
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+bench: .venv/bench
+	.venv/bin/python -m benchmarks

@@ -1,0 +1,148 @@
+"""What the library asks of itself, and the page that tells what was reached."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number asked for: at most or at least so much of the reading called ``key``."""
+
+    key: str
+    text: str
+    asked: float
+    at_most: bool = True
+    form: str = "{:.2f}"
+
+    def is_met(self, values: Sequence[float]) -> bool:
+        """Say whether the median of the values reaches the bar."""
+        reached = median(values)
+        return reached <= self.asked if self.at_most else reached >= self.asked
+
+    def row(self, values: Sequence[float]) -> str:
+        """Return the row ``bar | asked | reached (spread) | met`` of a table in Markdown."""
+        asked = f"at {'most' if self.at_most else 'least'} {self.form.format(self.asked)}"
+        if not values:
+            return f"| {self.text} | {asked} | not measured | |"
+        met = "yes" if self.is_met(values) else "**not reached**"
+        return f"| {self.text} | {asked} | {spread(values, self.form)} | {met} |"
+
+
+BARS = [
+    Bar("gradient W1", "one product over one gradient, W1", 2.1),
+    Bar("gradient W4", "one product over one gradient, W4", 2.3),
+    Bar("gradient W3", "one product over one gradient, W3 (512 images)", 2.9),
+    Bar("fresh W1", "product `fresh` over `cached`, W1", 1.4, at_most=False),
+    Bar("fresh W3", "product `fresh` over `cached`, W3 (512 images)", 2.0, at_most=False),
+    *(
+        Bar(f"curvlinops {name}", f"time of curvlinops over ours, {name}", 1.5, at_most=False)
+        for name in ("W1", "W2", "W3")
+    ),
+    Bar("pyhessian W1", "time of PyHessian over ours, W1", 5.0, at_most=False, form="{:.1f}"),
+    Bar(
+        "pyhessian residual W1",
+        "true residual of PyHessian over ours, W1",
+        10.0,
+        at_most=False,
+        form="{:.0f}",
+    ),
+    *(
+        Bar(f"search {name}", f"products of our search over those of SciPy on ours, {name}", 1.0)
+        for name in ("W1", "W2", "W3", "W4")
+    ),
+    *(
+        Bar(f"check {name}", f"products of our check, {name}", 20, form="{:.0f}")
+        for name in ("W1", "W2", "W3", "W4")
+    ),
+    Bar("floor W1", "true residual in float32, asked for 1e-6, W1", 2.5e-6, form="{:.1e}"),
+    Bar("beside W1", "share of our time beside the products, W1", 0.08, form="{:.1%}"),
+    Bar("beside W2", "share of our time beside the products, W2", 0.05, form="{:.1%}"),
+    Bar("beside W3", "share of our time beside the products, W3", 0.03, form="{:.1%}"),
+]
+# Read beside the bars: what is asked of nobody.
+OTHERS = {
+    "gradient W4 fused": "one product over one gradient by fused attention, W4",
+    "gradient W3 256": "one product over one gradient, W3 (256 images)",
+    "curvlinops W4": "time of curvlinops over ours, W4",
+}
+COLUMNS = {
+    "time over ours": "{:.2f}",
+    "products": "{:.0f}",
+    "true residual": "{:.1e}",
+    "values off ours": "{:.1e}",
+    "memory, MiB": "{:.0f}",
+}
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Return the median with the smallest and the largest value.
+
+    >>> spread([3.0, 1.0, 2.0], "{:.0f}"), spread([1.0], "{:.0f}")
+    ('2 (1 .. 3)', '1')
+    """
+    middle = form.format(median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({form.format(min(values))} .. {form.format(max(values))})"
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the results in Markdown: the machine, the bars, the solvers side by side."""
+    readings: Mapping[str, list[float]] = found["readings"]
+    bars = [bar.row(readings.get(bar.key, [])) for bar in BARS]
+    others = [
+        f"| {text} | {spread(readings[key], '{:.2f}')} |"
+        for key, text in OTHERS.items()
+        if readings.get(key)
+    ]
+    solvers = [_solver(row) for row in found["solvers"]]
+    return "\n".join(
+        [
+            *TITLE,
+            *(f"- {name}: {value}" for name, value in found["machine"].items()),
+            "",
+            *_table(["bar", "asked", "reached (spread)", "met"], bars),
+            *(_table(["without a bar", "reached (spread)"], others) if others else []),
+            *(_table(["workload", "solver", *COLUMNS], solvers) if solvers else []),
+            *NOTES,
+        ]
+    )
+
+
+TITLE = [
+    "# Benchmarks",
+    "",
+    "Made by `python -m benchmarks`. Each number is a ratio within one run on one machine, the",
+    "median of paired measurements in separate processes that took turns, with the smallest and",
+    "the largest; the seconds behind it are in `results.json`.",
+    "",
+]
+NOTES = [
+    "All solvers are asked for the ten eigenvalues of largest magnitude to 1e-3 and start from a",
+    "trained model and data in memory; their time holds all that they build and check. They stop",
+    "by different rules: ours when |A v - lambda v| is below 1e-3 of the largest eigenvalue,",
+    "SciPy's below 1e-3 of each, PyHessian when a value changes by less than 1e-3. So the true",
+    "residuals, max |A v - lambda v| / max |lambda|, were taken again by one operator for all, our",
+    "float32 Hessian. `values off ours` is the largest difference of an eigenvalue from ours, over",
+    "the largest. Products of ours are search + check; PyHessian's batch is all the data, and ours",
+    "and curvlinops take the same batches. Memory is the growth of the resident set in the solver.",
+    "A gradient is that of plain PyTorch with the attention kernels that a product needs.",
+    "",
+    "W1: MLP, 1,089,034 parameters, 1797 digits. W2: MLP, 1,457,674, 6000 noisy digits. W3:",
+    "ResNet-8, 78,042, the first 256 of 512 images for the solvers. W4: transformer, 110,400,",
+    "128 sequences of 32 tokens.",
+    "",
+]
+
+
+def _solver(row: Mapping[str, Any]) -> str:
+    cells = [spread(row[name], form) if row.get(name) else "-" for name, form in COLUMNS.items()]
+    if "error" in row:
+        cells[0] = row["error"]
+    return f"| {row['workload']} | {row['solver']} | {' | '.join(cells)} |"
+
+
+def _table(heads: list[str], rows: list[str]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), *rows, ""]

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from benchmarks.__main__ import paired
+from benchmarks.bars import BARS, OTHERS, Bar, page
+from benchmarks.solvers import Timed, ours, scipy_on_ours, true_residual
+from benchmarks.workloads import MAKERS, make, tiny
+from sharpness.curvature import Dense, Hessian
+
+SIZES = {"W1": 1_089_034, "W2": 1_457_674, "W3": 78_042, "W4": 110_400}
+EXAMPLES = {"W1": 1797, "W2": 6000, "W3": 512, "W4": 128}
+
+
+@pytest.mark.parametrize(
+    ("at_most", "values", "met"),
+    [
+        (True, [1.0, 2.0, 9.0], True),
+        (True, [2.1, 2.1, 0.1], False),
+        (False, [2.0], True),
+        (False, [1.9, 1.9, 9.0], False),
+    ],
+)
+def test_a_bar_is_met_where_the_median_reaches_it(
+    at_most: bool, values: list[float], met: bool
+) -> None:
+    row = Bar("x", "a ratio", 2.0, at_most=at_most).row(values)
+    assert ("not reached" in row, "| yes |" in row) == (not met, met)
+
+
+def test_a_missed_bar_and_one_without_a_measurement_are_on_the_page() -> None:
+    found = {"machine": {"cores": 2}, "readings": {"gradient W1": [2.2, 2.3, 2.4]}, "solvers": []}
+    rows = [line for line in page(found).splitlines() if line.startswith("| one product")]
+    assert rows[0].split(" | ")[1:] == ["at most 2.10", "2.30 (2.20 .. 2.40)", "**not reached** |"]
+    assert all("| not measured |" in row for row in rows[1:])
+
+
+def test_every_bar_has_a_reading_of_its_own() -> None:
+    keys = [bar.key for bar in BARS] + list(OTHERS)
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_workloads_have_the_stated_sizes(name: str) -> None:
+    w, _, _ = MAKERS[name](torch.Generator().manual_seed(0))
+    assert sum(p.numel() for p in w.model.parameters()) == SIZES[name]
+    assert len(w.inputs) == len(w.targets) == EXAMPLES[name]
+
+
+def test_a_workload_takes_its_weights_and_means_over_tokens() -> None:
+    drawn, _, _ = MAKERS["W4"](torch.Generator().manual_seed(1))
+    w = make("W4", drawn.model.state_dict())
+    assert not w.model.training
+    f = w.objective()
+    assert torch.equal(f.theta, drawn.objective().theta)
+    with torch.no_grad():
+        whole = w.loss(w.model(w.inputs), w.targets)
+    assert float(f.value(f.theta)) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_the_ratio_of_paired_times_is_the_median_of_the_ratios() -> None:
+    assert paired([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0  # of the medians it is 4 / 3
+
+
+def test_a_wrong_eigenvalue_has_a_residual_of_its_error() -> None:
+    A = Dense(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))
+    values, vectors = torch.tensor([4.0, 2.0]), 3 * torch.eye(2)
+    assert true_residual(A, values, vectors) == pytest.approx(0.25, rel=1e-12)
+
+
+def test_ours_and_scipy_find_the_same_eigenpairs_and_count_their_products() -> None:
+    mine, other = (solver(tiny(), 1e-4) for solver in (ours, scipy_on_ours))
+    torch.testing.assert_close(mine.values.sort()[0], other.values.sort()[0], rtol=1e-3, atol=1e-4)
+    A = Timed(Hessian(tiny().objective()))
+    for answer in (mine, other):
+        assert answer.products >= 10
+        assert true_residual(A, answer.values, answer.vectors) <= 2e-4
+    assert A.products == 20
