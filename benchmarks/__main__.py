@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from .bars import page
+from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
 
@@ -56,7 +56,7 @@ class Session:
         wall = time.perf_counter() - begun
         found = {"error": failed} if failed else json.loads(done.stdout.splitlines()[-1])
         self.log.append({"asked": asked, "found": found, "load": load, "wall": wall})
-        words = " ".join(str(value) for value in asked.values())
+        words = " ".join(str(value) for value in asked.values() if value is not None)
         click.echo(f"{words}: {f'failed: {failed}' if failed else f'{wall:.0f} s'}", err=True)
         return None if failed else found
 
@@ -107,7 +107,7 @@ def solvers(session: Session) -> None:
                 if other:
                     session.read(f"{peer} {name}", other["seconds"] / mine["seconds"])
                 if other and i == 0:
-                    rows[peer]["values off ours"] = [_apart(mine["values"], other["values"])]
+                    rows[peer]["values off ours"] = [apart(mine["values"], other["values"])]
                     _count(session, name, peer, mine, other)
         if not find_spec("hessian_eigenthings"):
             absent = "not installed: not in the package index"
@@ -134,15 +134,6 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "solvers": solvers,
     "floor": floor,
 }
-
-
-def paired(a: list[float], b: list[float]) -> float:
-    """Return the median of the ratios of what was measured in turn.
-
-    >>> paired([2.0, 9.0, 4.0], [1.0, 3.0, 2.0])
-    2.0
-    """
-    return median(x / y for x, y in zip(a, b, strict=True))
 
 
 def machine() -> dict[str, Any]:
@@ -228,7 +219,10 @@ def _solved(
     if not found:
         row.setdefault("error", "failed")
         return None
-    row.setdefault("time over ours", []).append(found["seconds"] / mine["seconds"] if mine else 1.0)
+    if mine:
+        row.setdefault("time over ours", []).append(found["seconds"] / mine["seconds"])
+    else:
+        row["time over ours"] = [1.0]
     row["products"] = [found["products"] + found["check_products"]]
     row.setdefault("memory, MiB", []).append(found["memory_mib"])
     if first:
@@ -246,16 +240,6 @@ def _count(
     if peer == "pyhessian":
         ratio = other["residuals"]["float32"] / mine["residuals"]["float32"]
         session.read(f"pyhessian residual {name}", ratio)
-
-
-def _apart(mine: list[float], other: list[float]) -> float:
-    """Return the largest difference of two lists of eigenvalues over the largest magnitude.
-
-    >>> _apart([4.0, -2.0], [-1.0, 4.0])
-    0.25
-    """
-    pairs = zip(sorted(mine), sorted(other), strict=True)
-    return max(abs(a - b) for a, b in pairs) / max(map(abs, mine))
 
 
 def _version(package: str) -> str:

@@ -88,6 +88,25 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle} ({form.format(min(values))} .. {form.format(max(values))})"
 
 
+def paired(a: list[float], b: list[float]) -> float:
+    """Return the median of the ratios of what was measured in turn.
+
+    >>> paired([2.0, 9.0, 4.0], [1.0, 3.0, 2.0])
+    2.0
+    """
+    return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def apart(mine: list[float], other: list[float]) -> float:
+    """Return the largest difference of two lists of eigenvalues over the largest magnitude.
+
+    >>> apart([4.0, -2.0], [-1.0, 4.0])
+    0.25
+    """
+    pairs = zip(sorted(mine), sorted(other), strict=True)
+    return max(abs(a - b) for a, b in pairs) / max(map(abs, mine))
+
+
 def page(found: Mapping[str, Any]) -> str:
     """Return the results in Markdown: the machine, the bars, the solvers side by side."""
     readings: Mapping[str, list[float]] = found["readings"]

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.__main__ import paired
-from benchmarks.bars import BARS, OTHERS, Bar, page
+from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.solvers import Timed, ours, scipy_on_ours, true_residual
 from benchmarks.workloads import MAKERS, make, tiny
 from sharpness.curvature import Dense, Hessian
