@@ -36,7 +36,7 @@ class Answer:
     vectors: Tensor  # (k, n)
     products: int  # those of a check not counted
     check_products: int = 0
-    product_seconds: float = float("nan")  # spent inside the products
+    product_seconds: float | None = None  # spent inside the products
 
 
 class Timed:
@@ -167,7 +167,7 @@ def true_residual(A: Operator, values: Tensor, vectors: Tensor) -> float:
     return largest
 
 
-def _answer(values: Any, vectors: Any, products: int, seconds: float = float("nan")) -> Answer:
+def _answer(values: Any, vectors: Any, products: int, seconds: float | None = None) -> Answer:
     return Answer(
         torch.from_numpy(values.copy()),
         torch.from_numpy(vectors.T.copy()),
