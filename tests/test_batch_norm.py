@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sharpness.cli import main
 from torch import Tensor, nn
 from torch.func import hessian
 from torch.multiprocessing.spawn import spawn
@@ -452,18 +451,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = TrainConfig(**CNN, batch_size=100, updates=6, seed=seed, split_seed=0)
         sh.save(folder / f"{name}.h5", train(config))
     return folder
-
-
-@pytest.fixture
-def ask(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def asked(*args: str | Path) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capfd.readouterr()
-
-    return asked
 
 
 def test_a_run_and_its_file_evaluate_alike(made: Path) -> None:

@@ -104,20 +104,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def ask(capfd: pytest.CaptureFixture[str]) -> Ask:
-    """Run a command in this process; its exit code, stdout and stderr."""
-
-    def asked(*args: str | Path) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capfd.readouterr()
-
-    return asked
-
-
-@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in, where nothing is known yet of a user's modules."""
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharpness.cli import main
 
 import sharpness as sh
 from sharpness import names
@@ -37,18 +36,6 @@ def digits():
 def one_thread() -> Iterator[None]:
     with cpu_threads(1):
         yield
-
-
-@pytest.fixture
-def ask(capfd: pytest.CaptureFixture[str]) -> Ask:
-    def asked(*args: str | Path) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capfd.readouterr()
-
-    return asked
 
 
 @pytest.fixture
