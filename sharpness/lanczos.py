@@ -1,30 +1,29 @@
 """Extreme eigenpairs of a symmetric operator by thick-restart Lanczos.
 
-Wu & Simon (2000) as a Rayleigh-Ritz method: the products P = Q A are kept beside the basis Q, so
-the projection T = Q A Q^T is exact whatever vector comes next, and residuals cost no product.
-Next comes the Lanczos vector, what a product has outside the basis, or, after a restart, the
-largest residual, which is the same (Stewart 2001). Once the pairs have converged a random vector
-comes, because a Krylov space holds one vector of each eigenspace.
+Wu & Simon (2000) as a Rayleigh-Ritz method (see ``sharpness.rayleigh_ritz``). Next comes the
+Lanczos vector, what a product has outside the basis, or, after a restart, the largest residual,
+which is the same (Stewart 2001). Once the pairs have converged a random vector comes, because a
+Krylov space holds one vector of each eigenspace.
 
-Letters: n unknowns, m basis vectors, k wanted pairs. Rows of Q are orthonormal.
+Letters: n unknowns, m basis vectors, k wanted pairs.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from itertools import count
 
 import torch
 from torch import Tensor
 
 from sharpness.curvature import Curvature, Operator
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import InputError
+from sharpness.probes import PROBES, require_symmetric
+from sharpness.rayleigh_ritz import Basis, Key, inner
 from sharpness.results import Eigenpairs
 from sharpness.vectors import gaussian
 
 LOG = logging.getLogger(__name__)
-
-Key = Callable[[Tensor], Tensor]
 
 # Wanted are the eigenvalues for which this is largest.
 WHICH: dict[str, Key] = {"LA": torch.positive, "SA": torch.negative, "LM": torch.abs}
@@ -33,11 +32,10 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 # Up to this n the default basis spans the whole space: the answer of a dense solver, nothing to
 # check, and never more than n products where a hard spectrum would take thousands.
 SMALL = 200
+MEMORY = 4 * 2**30  # bytes of the basis: a constant, because another basis rounds differently
+SPARE = 8  # vectors beside the basis and its products
 FEWEST = 10  # products of a check that ends because its best pair has converged
-STRIDE = 5  # products between two looks at residuals that rounding holds up
-BLOCK = 2**14  # terms of one float32 sum
-PANEL = 2**16  # columns that are rotated at a time, so that no second basis is needed
-CANCELLED = 0.7  # of a vector is left at most: its part in the basis is subtracted once more
+ROUNDING = 5  # machine precisions by which a residual may be larger than the search knows
 RISK = 1e-2  # of a check that misses an eigenvalue: a bound, for the worst of all spectra
 
 
@@ -49,6 +47,9 @@ def eigsh(
     tol: float | None = None,
     m: int | None = None,
     budget: int | None = None,
+    memory: int = MEMORY,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     v0: Tensor | None = None,
     seed: int = 0,
     pieces: MutableMapping[str, Tensor] | None = None,
@@ -62,15 +63,24 @@ def eigsh(
     more than that tolerance, a new check follows; otherwise it ends when an eigenvalue that it
     hides is improbable (see ``_risk``), or when the best pair beyond the k-th has converged too.
 
+    In the end the residuals are taken once more, from the products of the basis or from k fresh
+    ones, so that they hold the rounding of all that came before. A tolerance below that rounding,
+    some 1e-6 in float32, ends with pairs that are not converged and not with the budget.
+
     Cost: n products when m = n. Otherwise the check adds some ten to the search where the k are
-    outliers, and about as many again where the k-th lies inside a dense spectrum.
+    outliers, and about as many again where the k-th lies inside a dense spectrum. Two more tell
+    whether A is a symmetric linear map (see ``sharpness.probes``); they count as checks.
 
     Args:
         which: ``LA`` largest, ``SA`` smallest (most negative), ``LM`` largest in magnitude.
         tol: Default: 1e-8 in float64, 1e-4 in float32.
-        m: Basis size; peak memory is about 2m + 8 vectors. Default: max(2k, k + 20), at most n;
-            n itself up to n = 200.
+        m: Basis size. Default: max(2k, k + 20), at most n, and less if ``memory`` is short; n
+            itself up to n = 200.
         budget: Products to spend; past it ``converged`` marks what is not. Default: 100 m.
+        memory: Bytes for 2m + 8 vectors, the basis and its products. Where they do not fit the
+            products are not kept: m + 8 vectors, and k fresh products in the end.
+        dtype: Of the basis, such as float64 beside an operator in float32. Default: that of A.
+        device: Of the basis, such as the CPU where a GPU is short. Default: that of A.
         v0: Start vector, shape (n,), or vectors, (s, n), such as those of a nearby answer, from
             which the search may end at its first look, after k + 1 products. Default: the first
             normal vector of ``seed``.
@@ -79,7 +89,8 @@ def eigsh(
         progress: Called after each product.
 
     Raises:
-        InputError: If k, m, which, dtype or budget cannot be met.
+        InputError: If k, m, which, dtype, budget or memory cannot be met, or if A is no symmetric
+            linear map.
         ComputationError: If a product is not finite.
 
     >>> from sharpness.curvature import Dense
@@ -87,17 +98,19 @@ def eigsh(
     tensor([3., 3.])
     """
     n = A.size
-    m = (n if n <= SMALL else min(n, max(2 * k, k + 20))) if m is None else m
-    budget = 100 * m if budget is None else budget
-    if which not in WHICH or A.dtype not in TOLERANCE:
+    dtype = A.dtype if dtype is None else dtype
+    if which not in WHICH or not {A.dtype, dtype} <= TOLERANCE.keys():
         raise InputError(
             f"eigsh needs one of {', '.join(WHICH)} and float32 or float64, got {which} and "
-            f"{A.dtype}: choose another or convert the model"
+            f"{A.dtype if A.dtype not in TOLERANCE else dtype}: choose another or convert the model"
         )
-    if not (0 < k <= n and (k + 2 <= m <= n or m == n) and k <= budget):
+    m, stored = _sizes(n, k, m, memory // (n * dtype.itemsize) - SPARE)
+    budget = 100 * m if budget is None else budget
+    fewest = k + PROBES + (0 if stored else k)
+    if not (0 < k <= n and (k + 2 <= m <= n or m == n) and fewest <= budget):
         raise InputError(
-            "eigsh needs 0 < k <= n, k + 2 <= m <= n (or m = n) and budget >= k, "
-            f"got k={k}, m={m}, n={n}, budget={budget}: ask for fewer pairs or change m"
+            f"eigsh needs 0 < k <= n, k + 2 <= m <= n (or m = n) and a budget of {fewest} for "
+            f"them, got k={k}, m={m}, n={n}, budget={budget}: ask for fewer pairs or change m"
         )
     tol = TOLERANCE[A.dtype] if tol is None else tol
     if not (tol > 0 and math.isfinite(tol)):
@@ -119,30 +132,32 @@ def eigsh(
         tol,
         A.spec.get("engine", "none"),
     )
-    Q = torch.zeros(m, n, dtype=A.dtype, device=A.device)
+    Q = torch.empty(m, n, dtype=dtype, device=device or A.device)
     noise = (gaussian(n, seed, i, like=Q) for i in count())
-    basis = _Basis(Q, _numbered(A, pieces), noise, WHICH[which])
-    search = _Search(basis, k, tol, budget)
+    counted = _Counted(A, pieces, seed)
+    basis = Basis(Q, counted.row, noise, WHICH[which], stored=stored)
+    search = _Search(basis, counted, k, tol, budget)
     search.run(next(noise) if v0 is None else v0, progress)
     values, residuals, settled = search.finish()
-    products = search.searched or search.spent
+    products = search.searched or counted.spent - counted.probes
 
-    LOG.info("eigsh: %d products, %d of %d pairs converged", search.spent, int(settled.sum()), k)
+    LOG.info("eigsh: %d products, %d of %d pairs converged", counted.spent, int(settled.sum()), k)
+    basis.P = None  # before the vectors take its place
     vectors = Q[:k].clone()  # not a view, which would hold all m
-    gram = torch.stack([_inner(vectors, v) for v in vectors])
+    gram = torch.stack([inner(vectors, v) for v in vectors])
     return Eigenpairs(
         values=values,
         vectors=vectors,
         residuals=residuals,
         sampling_errors=(
-            A.sampling_errors(vectors)
+            A.sampling_errors(vectors.to(A.device, A.dtype))
             if isinstance(A, Curvature)
             else torch.zeros(k, dtype=torch.float64)
         ),
         orthogonality=float((gram - torch.eye(k).to(gram)).abs().max()),
         converged=settled & search.complete,
         products=products,
-        check_products=search.spent - products,
+        check_products=counted.spent - products,
         spec={
             "algorithm": "eigsh",
             "k": k,
@@ -150,6 +165,12 @@ def eigsh(
             "tol": tol,
             "m": m,
             "budget": budget,
+            "memory": memory,
+            "basis": {
+                "dtype": str(dtype),
+                "device": Q.device.type,
+                "residuals": "stored products" if stored else "fresh products",
+            },
             "start": "random" if v0 is None else "given",
             "seed": seed,
             "operator": A.spec,
@@ -157,128 +178,83 @@ def eigsh(
     )
 
 
-def _numbered(
-    A: Operator, pieces: MutableMapping[str, Tensor] | None
-) -> Callable[[Tensor], Tensor]:
-    """Return the product with A; the i-th one is taken from or put into ``pieces``."""
-    if pieces is None:
-        return A.__matmul__
-    names = (f"product {i}" for i in count())
+def _sizes(n: int, k: int, m: int | None, room: int) -> tuple[int, bool]:
+    """Return the basis size, and whether its products are kept, where there is room for vectors.
 
-    def product(q: Tensor) -> Tensor:
-        name = next(names)
-        if name not in pieces:
-            pieces[name] = A @ q
-        return pieces[name]
+    Raises:
+        InputError: If not even a basis fits.
+    """
+    wanted = (n if n <= SMALL else min(n, max(2 * k, k + 20))) if m is None else m
+    least = min(n, k + 2) if m is None else m
+    if room < least:
+        raise InputError(
+            f"eigsh needs memory for {least + SPARE} vectors of {n} numbers, got that of "
+            f"{room + SPARE}: raise it, or ask for fewer pairs"
+        )
+    return min(wanted, room), 2 * min(wanted, room) <= room
 
-    return product
 
+class _Counted:
+    """A as an operator that counts and numbers its products; a first one is probed.
 
-class _Basis:
-    """Orthonormal rows Q, the products P = Q A and the lower triangle of T = Q A Q^T."""
+    The i-th product is taken from or put into ``pieces``.
+    """
 
-    def __init__(
-        self,
-        Q: Tensor,
-        product: Callable[[Tensor], Tensor],
-        noise: Iterator[Tensor],
-        key: Key,
-    ) -> None:
-        self.Q, self.P, self.rows = Q, torch.zeros_like(Q), 0
-        # On the host and in float64: each of its small eigenproblems costs less than a transfer.
-        self.T = torch.zeros(len(Q), len(Q), dtype=torch.float64)
-        self.product, self.noise, self.key = product, noise, key
-        self.next, self.beta = Q.new_zeros(0), 0.0  # what the last product has outside, its norm
+    def __init__(self, A: Operator, pieces: MutableMapping[str, Tensor] | None, seed: int) -> None:
+        self.A, self.pieces, self.seed = A, pieces, seed
+        self.size, self.dtype, self.device, self.spec = A.size, A.dtype, A.device, A.spec
+        self.spent = self.probes = 0
 
-    def grow(self) -> None:
-        """Add a row along ``next``, its product, and what that has outside the rows."""
-        Q, P, T, j = self.Q, self.P, self.T, self.rows
-        if self.beta <= 10 * torch.finfo(Q.dtype).eps * T.abs().max():
-            # The rows span an invariant subspace: go on in its complement.
-            self.turn(next(self.noise))
-        Q[j] = self.next / self.beta
-        P[j] = self.product(Q[j])
-        c = _inner(Q[: j + 1], P[j])
-        self.next = P[j] - c @ Q[: j + 1]
-        T[j, : j + 1] = c.cpu()
-        if not torch.isfinite(T[j]).all():
-            raise ComputationError("eigsh met a product that is not finite: look at the loss there")
-        self.rows, self.beta = j + 1, _norm(self.next)
-        if self.beta < CANCELLED * math.hypot(self.beta, float(T[j].norm())):
-            self.next = _outside(Q[: j + 1], self.next)
-            self.beta = _norm(self.next)
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with v, shape (n,)."""
+        name = f"product {self.spent}"
+        self.spent += 1
+        if self.pieces is None:
+            return self.A @ v
+        if name not in self.pieces:
+            self.pieces[name] = self.A @ v
+        return self.pieces[name].to(v)
 
-    def turn(self, w: Tensor) -> None:
-        """Let the next row be along w."""
-        rows = self.Q[: self.rows]
-        # Twice, for what cancellation leaves behind the first time.
-        self.next = _outside(rows, _outside(rows, w))
-        self.beta = _norm(self.next)
-
-    def ritz(self, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the Ritz values of the rows from the first, most wanted first, and vectors in it.
-
-        The vectors are columns of coefficients, shape (rows - first, rows - first).
-        """
-        theta, S = torch.linalg.eigh(self.T[first : self.rows, first : self.rows])
-        order = self.key(theta).argsort(descending=True, stable=True)
-        return theta[order], S[:, order]
-
-    def residuals(self, theta: Tensor, S: Tensor) -> Tensor:
-        """Return |A v - theta v| of Ritz vectors v, the columns of S in the rows."""
-        S, theta = S.T.to(self.Q), theta.to(self.Q)[:, None]
-        total = torch.zeros(len(S), dtype=torch.float64)
-        for panel in _panels(self.Q):
-            Q, P = self.Q[: self.rows, panel], self.P[: self.rows, panel]
-            total += (S @ P - theta * (S @ Q)).double().square().sum(dim=1).cpu()
-        return total.sqrt()
-
-    def residual(self, theta: Tensor, s: Tensor) -> Tensor:
-        """Return A v - theta v of one Ritz vector v, with coefficients s in the rows, (n,)."""
-        s = s.to(self.Q)
-        return s @ self.P[: self.rows] - theta.to(self.Q) * (s @ self.Q[: self.rows])
-
-    def rotate(self, theta: Tensor, S: Tensor, keep: int) -> None:
-        """Replace the rows by the first Ritz vectors, columns of S, with these Ritz values."""
-        turned = S[:, :keep].T.to(self.Q)
-        for panel in _panels(self.Q):
-            for X in (self.Q, self.P):
-                X[:keep, panel] = turned @ X[: self.rows, panel]
-        self.T.zero_().diagonal()[:keep] = theta[:keep]
-        self.rows = keep
+    def row(self, q: Tensor) -> Tensor:
+        """Return the product with a row of the basis, which may be elsewhere than A."""
+        v = q.to(self.device, self.dtype)
+        w = self @ v
+        # Differences of gradients are no linear map across kinks: their error is told instead.
+        is_map = getattr(self.A, "error", None) is None
+        if self.spent == 1 and is_map and torch.isfinite(w).all():
+            self.probes = require_symmetric(self, self.seed, known=(v, w))
+        return w.to(q)
 
 
 class _Search:
     """The state of a search for k pairs, and of the check that none was missed."""
 
-    def __init__(self, basis: _Basis, k: int, tol: float, budget: int) -> None:
-        self.basis, self.k, self.tol, self.budget = basis, k, tol, budget
+    def __init__(self, basis: Basis, counted: _Counted, k: int, tol: float, budget: int) -> None:
+        self.basis, self.counted, self.k, self.tol = basis, counted, k, tol
+        # True residuals cost k products in the end where those of the rows are not at hand.
+        self.budget = budget - (0 if basis.P is not None else k)
         self.m, self.n = basis.Q.shape
-        self.spent = self.searched = 0  # products of all, and before the first check
+        self.searched = 0  # products before the first check, without probes
         self.complete = False
         self.is_check = self.is_deep = False
         self.checked = torch.zeros(0)  # how wanted the values were when the check began
         self.begun, self.anchor = 0, 0  # products before the check, rows that it does not enter
-        self.patience = 0  # products before the next look
-        self.is_krylov = True  # the rows span a Krylov space: all residuals are along one vector
 
     def run(self, start: Tensor, progress: Callable[[int, int | None, str], None] | None) -> None:
         """Search until the pairs have converged and were checked, or the budget is spent."""
         basis, k = self.basis, self.k
-        given = start.reshape(-1, self.n).to(basis.Q)
-        self.is_krylov = len(given) == 1
-        while not self.complete and self.spent < self.budget:
-            if self.spent < len(given):
-                basis.turn(given[self.spent])
+        given = list(start.reshape(-1, self.n).to(basis.Q).flip(0))
+        while not self.complete and self.counted.spent < self.budget:
+            if given:
+                basis.turn(given.pop())
             basis.grow()
-            self.spent += 1
             whole, full = basis.rows == self.n, basis.rows == self.m
             if self.m == self.n and not whole:
                 continue  # all rows are wanted, whatever the first ones say
             theta, S = basis.ritz()
             if progress:
-                largest = float((basis.beta * S[-1, :k]).abs().max())
-                progress(self.spent, None, f"residual {largest:.0e}")
+                largest = float(basis.residuals(S[:, :k]).max())
+                progress(self.counted.spent, None, f"residual {largest:.0e}")
             if whole:
                 self.complete = True
             elif basis.rows > k and not self.is_check:
@@ -289,32 +265,28 @@ class _Search:
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rotate to the pairs; return values, residuals and which are within the tolerance."""
         theta, S = self.basis.ritz()
-        residuals = self.basis.residuals(theta[: self.k], S[:, : self.k])
         self.basis.rotate(theta, S, self.k)
-        like, limit = self.basis.Q, self._limit(theta)
-        return theta[: self.k].to(like), residuals.to(like), (residuals <= limit).to(like.device)
+        residuals = self.basis.true_residuals(theta[: self.k])
+        settled = residuals <= self.tol * theta.abs().max()
+        like = self.basis.Q
+        return theta[: self.k].to(like), residuals.to(like), settled.to(like.device)
 
     def _limit(self, theta: Tensor) -> float:
-        return self.tol * float(theta.abs().max())
+        """Return the residual that will do, with room for the rounding that it does not show."""
+        room = min(ROUNDING * torch.finfo(self.basis.Q.dtype).eps, self.tol / 2)
+        return (self.tol - room) * float(theta.abs().max())
 
     def _seek(self, theta: Tensor, S: Tensor, full: bool) -> None:
-        """Look at the pairs where they may have converged, and restart where the basis is full."""
-        basis, k, limit = self.basis, self.k, self._limit(theta)
-        estimates = basis.beta * S[-1, :k].abs()  # Paige (1971)
-        near = bool((estimates <= limit).all()) or not self.is_krylov
-        if not (full or (near and self.spent >= self.patience)):
-            return
-        residuals = basis.residuals(theta[:k], S[:, :k])
-        if (residuals <= limit).all():
+        """Begin the check where the pairs have converged, restart where the basis is full."""
+        residuals = self.basis.residuals(S[:, : self.k])
+        if (residuals <= self._limit(theta)).all():
             self._begin(theta, S)
-            return
-        self.patience = self.spent + STRIDE
-        if full:
+        elif full:
             self._restart(theta, S, int(residuals.argmax()))
 
     def _begin(self, theta: Tensor, S: Tensor) -> None:
         """Begin a check, from a random vector, beside as many rows as leave room for it."""
-        self.searched = self.searched or self.spent
+        self.searched = self.searched or self.counted.spent - self.counted.probes
         self.is_check, self.checked = True, self.basis.key(theta[: self.k])
         keep = self._shield(theta)
         self.is_deep = keep is None
@@ -337,35 +309,30 @@ class _Search:
     def _turn_to_complement(self, theta: Tensor, S: Tensor, keep: int) -> None:
         if self.basis.rows > keep:
             self.basis.rotate(theta, S, keep)
-        self.anchor, self.begun = self.basis.rows, self.spent
-        self.patience = self.spent + (FEWEST if self.is_deep else 0)
+        self.anchor, self.begun = self.basis.rows, self.counted.spent
         self.basis.turn(next(self.basis.noise))
 
     def _check(self, theta: Tensor, S: Tensor, full: bool) -> None:
         """End the check, or go on with what it found."""
         basis, k, limit = self.basis, self.k, self._limit(theta)
-        wanted, steps = basis.key(theta), self.spent - self.begun
+        wanted, steps = basis.key(theta), self.counted.spent - self.begun
         if (wanted[:k] - self.checked > limit).any():
-            self.is_check, self.is_krylov = False, False
-            self.patience = self.spent + STRIDE
-            if full:
-                self._restart(theta, S, 0)
+            self.is_check = False
+            self._seek(theta, S, full)
             return
         rest = theta[k:] if self.is_deep else basis.ritz(self.anchor)[0]
         gap = wanted[k - 1] + limit - basis.key(rest).max()
         hidden = bool(_risk(rest, gap, steps, self.n) > RISK)
-        if self.spent < self.patience or not (full or self.is_deep or not hidden):
-            return
-        residuals = basis.residuals(theta[: k + 1], S[:, : k + 1])
-        settled = residuals <= limit
-        found_next = self.is_deep and bool(settled[k])  # the best that the complement has
+        settled = basis.residuals(S[:, : k + 1]) <= limit
+        # The best that the complement has, once it had time to come forward.
+        found_next = self.is_deep and steps >= FEWEST and bool(settled[k])
         self.complete = bool(settled[:k].all()) and (found_next or not hidden)
-        if self.complete:
+        if self.complete or not full:
             return
-        self.patience = self.spent + STRIDE
-        if full and self.is_deep:
+        if self.is_deep:
+            residuals = basis.residuals(S[:, : k + 1])
             self._restart(theta, S, k if settled[:k].all() else int(residuals[:k].argmax()))
-        elif full:
+        else:
             # The k-th lies inside a dense part: give the complement all the room there is.
             self.is_deep = True
             self._turn_to_complement(theta, S, k)
@@ -373,7 +340,7 @@ class _Search:
     def _restart(self, theta: Tensor, S: Tensor, worst: int) -> None:
         """Keep the wanted pairs and some more, which shield them from the rest of the spectrum."""
         keep = min(self.m - 1, self.k + max(1, (self.m - self.k) // 2))
-        w = self.basis.residual(theta[worst], S[:, worst])
+        w = self.basis.residual(S[:, worst])
         self.basis.rotate(theta, S, keep)
         self.basis.turn(w)
 
@@ -391,23 +358,3 @@ def _risk(rest: Tensor, gap: Tensor, steps: int, n: int) -> Tensor:
     """
     epsilon = (gap / (rest.max() - rest.min() + gap)).clamp(min=0).nan_to_num()
     return 1.648 * n**0.5 * torch.exp(-(2 * steps - 1) * epsilon.sqrt())
-
-
-def _panels(Q: Tensor) -> Iterator[slice]:
-    return (slice(i, i + PANEL) for i in range(0, Q.shape[1], PANEL))
-
-
-def _outside(Q: Tensor, w: Tensor) -> Tensor:
-    """Return w without its part in the rows of Q."""
-    return w - _inner(Q, w) @ Q
-
-
-def _inner(Q: Tensor, w: Tensor) -> Tensor:
-    """Return Q w, block by block: a float32 sum of a million terms keeps but four digits."""
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(w), BLOCK)]
-    return torch.stack([Q[:, block] @ w[block] for block in blocks]).sum(dim=0)
-
-
-def _norm(w: Tensor) -> float:
-    """Return |w|; a pairwise sum of squares is exact to seven digits where torch.norm is not."""
-    return math.sqrt(float((w * w).sum()))

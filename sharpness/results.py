@@ -73,7 +73,7 @@ class Eigenpairs(Record):
     orthogonality: float  # largest entry of |V V^T - I|
     converged: Annotated[Tensor, "pair"]  # (k,)  bool: residual within tol, and check complete
     products: int  # operator-vector products until the pairs converged
-    check_products: int  # products after that, to look for repeated eigenvalues
+    check_products: int  # others: two to probe the operator, and those that look for what is missed
     spec: dict[str, Any]
 
 

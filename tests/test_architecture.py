@@ -27,7 +27,7 @@ LAYERS = [
         "plots",
     },
     {"problem", "curvature"},
-    {"probes"},
+    {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"spectrum", "directions"},
     {"landscape", "paths", "box_sharpness", "perturbed", "stability", "flatness"},

@@ -35,14 +35,14 @@ class Counted(Dense):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 300])
-def test_a_symmetric_matrix_passes_after_four_products(n: int, dtype: torch.dtype) -> None:
+def test_a_symmetric_matrix_passes_after_three_products(n: int, dtype: torch.dtype) -> None:
     for seed in range(5):
         A = Counted(symmetric(n, dtype))
-        assert require_symmetric(A, seed) == A.products == 4
+        assert require_symmetric(A, seed) == A.products == 3
 
 
 def test_the_zero_map_passes() -> None:
-    assert require_symmetric(Dense(torch.zeros(3, 3))) == 4
+    assert require_symmetric(Dense(torch.zeros(3, 3))) == 3
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
@@ -50,8 +50,8 @@ def test_the_zero_map_passes() -> None:
 @pytest.mark.parametrize(
     ("named", "more"),
     [
-        ("repeatable.*dropout.*shuffling", lambda i, product: (i == 2) * 0.01 * product),
-        ("linear.*BatchNorm", lambda i, product: (i == 4) * 0.01 * product),
+        ("repeatable.*dropout.*shuffling", lambda i, product: (i == 1) * 0.01 * product),
+        ("linear.*BatchNorm", lambda i, product: (i == 3) * 0.01 * product),
         ("(linear|symmetric)", lambda i, product: 0.01 * product.abs()),
         ("symmetric.*custom", lambda i, product: 0.02 * product.roll(1)),
     ],
@@ -76,7 +76,7 @@ def test_curvature_of_a_network_with_kinks_passes(
     model.append(nn.Linear(64, 5)).to(dtype)
     f = Objective(model, list(zip(x.split(25), y.split(25), strict=True)), cross_entropy)
     for seed in range(5):
-        assert require_symmetric(operator(f), seed) == 4
+        assert require_symmetric(operator(f), seed) == 3
 
 
 class LateNoise(nn.Linear):
