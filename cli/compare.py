@@ -13,7 +13,7 @@ from sharpness.experiments.trainings import analysis_request, stored
 from sharpness.errors import InputError
 
 from .parameters import COMMON, Whole, evaluation, overwrite, reporting, source
-from .sources import Source, answer, device, objective, opened, request
+from .sources import Source, answer, device, gemm, objective, opened, request
 
 if TYPE_CHECKING:
     from sharpness.analyses import Analysis
@@ -106,6 +106,8 @@ class _Analyses:
         evaluation["device"] = device(self.options["device"])
         if self.options["bn"] != "frozen":
             evaluation["bn"] = self.options["bn"]
+        if self.options["fast_gemm"]:
+            evaluation["fast_gemm"] = True
         for name, analysis in ANALYSES.items():
             asked = analysis_request(name, analysis, inputs, **evaluation)
             compute = partial(_analyzed, analysis, source, self.options)
@@ -114,8 +116,9 @@ class _Analyses:
 
 
 def _analyzed(analysis: "Analysis", source: Source, options: dict[str, Any]) -> "Result":
-    f = objective(source, {**options, "split": "train"})
-    return analysis.compute(f, seed=options["seed"])
+    with gemm(options):
+        f = objective(source, {**options, "split": "train"})
+        return analysis.compute(f, seed=options["seed"])
 
 
 def _file(source: Source, analysis: str) -> Path:

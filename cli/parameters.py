@@ -217,6 +217,11 @@ numerics = chained(
     click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
     click.option("--micro-batch", type=Whole(1), default=1024, help="Examples of one batch."),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
+    click.option(
+        "--fast-gemm",
+        is_flag=True,
+        help="Take float32 products of matrices by oneDNN, refused on a CPU where it rounds more.",
+    ),
 )
 POLICIES = Name("batch_norm", "BATCH_NORM")
 NORMALIZES = (

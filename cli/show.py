@@ -159,6 +159,7 @@ def _run(run: Run) -> list[str]:
 def _where(spec: dict[str, Any]) -> str:
     """Return on what an objective's spec says something was computed."""
     words = f"{spec['parameters']:,} parameters, {spec['dtype'].replace('torch.', '')}"
+    words += f" by {spec['gemm']}" if "gemm" in spec else ""
     if "split" in spec:
         words += f", {spec['split']} part, {spec['examples']} of {spec['of']} examples"
     return words

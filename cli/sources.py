@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
     from sharpness.problem import objective_of
 
     shared = {key: options[key] for key in ("examples", "seed", "dtype", "micro_batch", "split")}
-    return objective_of(
+    f = objective_of(
         source.run,
         **{**shared, **changes},
         batch_norm=options.get("bn") or "frozen",
@@ -75,6 +75,19 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
         **source.names,
         trust_spec=options["trust_spec"],
     )
+    if options["fast_gemm"] and "gemm" not in f.spec:
+        raise InputError(
+            f"--fast-gemm needs float32 on the CPU, got {f.spec['dtype'].replace('torch.', '')} on "
+            f"{f.spec['device']}: leave it out, or give --dtype and --device"
+        )
+    return f
+
+
+def gemm(options: dict[str, Any]) -> AbstractContextManager[None]:
+    """Return the context of the product of matrices that the options ask for."""
+    from sharpness.gemm import fast_gemm
+
+    return fast_gemm() if options.get("fast_gemm") else nullcontext()
 
 
 def device(name: str | None) -> str:
@@ -112,9 +125,11 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     record = next(iter(sources.values())).run.spec["train"]
     for key in ("model", "data", "loss", "dtype"):
         asked[key] = asked[key] or record[key]
-    # The default is left out: it is what files stand for that are older than the option.
+    # A default is left out: it is what files stand for that are older than the option.
     if asked.get("bn") == (None if command == "line" else "frozen"):
         asked.pop("bn", None)
+    if not asked.get("fast_gemm"):
+        asked.pop("fast_gemm", None)
     if "tol" in asked and asked["tol"] is None:
         from sharpness.lanczos import TOLERANCE
         from sharpness.problem import DTYPES
@@ -153,7 +168,11 @@ def answer(
         note(f"already done: {path}")
         return
     begun = time.monotonic()
-    with bar(label, unit, quiet=options["quiet"]) as progress, redirect_stdout(sys.stderr):
+    with (
+        bar(label, unit, quiet=options["quiet"]) as progress,
+        redirect_stdout(sys.stderr),
+        gemm(options),
+    ):
         result = compute(progress)
     LIBRARY.info("%s took %.1f s", label, time.monotonic() - begun)
     save(path, result, request=asked, overwrite=options["overwrite"])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Hessian as Hessian,
     )
     from sharpness.errors import ComputationError as ComputationError, InputError as InputError
+    from sharpness.gemm import fast_gemm as fast_gemm
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
     from sharpness.objective import Objective as Objective, accuracy as accuracy
@@ -61,6 +62,7 @@ HOMES = {
     # a model, its data and its loss
     "Objective": "objective",
     "accuracy": "objective",
+    "fast_gemm": "gemm",
     "objective_of": "problem",
     "read": "problem",
     "solution": "problem",

@@ -19,6 +19,7 @@ from torch.utils.data import (
 from sharpness.batch_norm import by_batch, copied, layers, pooled, require_policy, watched
 from sharpness.distributed import mean_over_ranks
 from sharpness.errors import ComputationError, InputError
+from sharpness.gemm import in_force
 from sharpness.names import located, named
 from sharpness.results import Solution
 from sharpness.vectors import digest, flatten, unflatten
@@ -136,6 +137,7 @@ class Objective:
         self._looked_at: set[str] = set()  # what was found to be the same at a second look
         self.shapes = {name: p.shape for name, p in trainable.items()}
         self.theta = flatten(trainable.values()).to(real)  # (n,)
+        gemm = in_force(self.theta)
         self.spec = {
             "objective": named(type(model)),
             "loss": named(loss),
@@ -146,6 +148,7 @@ class Objective:
             **({"weights_dtype": str(weights.dtype)} if self.is_widened else {}),
             "device": self.theta.device.type,
             "threads": torch.get_num_threads(),
+            **({"gemm": gemm} if gemm else {}),  # torch's default is what older files stand for
             "batch_norm": batch_norm,
             **(spec or {}),
         }
@@ -314,6 +317,7 @@ class Objective:
         self, batches: Batches, f: Callable[[int, Inputs, Tensor], Tensor], name: str
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the weight of each batch and f there."""
+        self._require_gemm()
         looked, count = name in self._looked_at, 0
         first = None if looked else _first(batches)
         for i, batch in enumerate(batches):
@@ -342,6 +346,14 @@ class Objective:
             yield weight, value
         if not count:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
+
+    def _require_gemm(self) -> None:
+        made, now = (x or "torch's own" for x in (self.spec.get("gemm"), in_force(self.theta)))
+        if made != now:
+            raise InputError(
+                f"Objective needs the matrix product that it was made under, {made}, got {now}: "
+                "make and use it in one place, inside of sh.fast_gemm() or outside"
+            )
 
     @property
     def is_sample(self) -> bool:

@@ -13,7 +13,7 @@ import sharpness
 LAYERS = [
     {"errors", "bars"},
     {"records"},
-    {"results", "vectors", "distributed", "names", "text", "intervals"},
+    {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
     {"batch_norm"},
     {
         "data",
