@@ -270,7 +270,6 @@ def run(tmp_path: Path) -> Path:
         (["line", "a.h5", "b.h5", "--alphas=0:1:2"], "a-b.line"),
         (["measure", "epsilon-sharpness", "a.h5", "--starts=0"], "a.epsilon-sharpness"),
         (["along", "a.h5", "--sign-starts=1"], "a.along"),
-        (["compare", "a.h5", "b.h5", "--workers=1"], "a.lambda-1"),
     ],
 )
 def test_each_analysis_takes_the_option_and_records_it(
@@ -282,6 +281,20 @@ def test_each_analysis_takes_the_option_and_records_it(
     assert in_force(FLOAT32) is None
     told = str(sh.load(f"{kind}.h5").spec)
     assert told.count("'gemm': 'oneDNN'") == told.count("'objective': '") > 0
+
+
+@needs_it
+def test_a_comparison_takes_the_option_in_all_its_processes(
+    run: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    code, _, err = ask("compare", "a.h5", "b.h5", "--workers=2", "--fast-gemm")
+    assert code == 0, err
+    for name in ("a.lambda-1", "b.metric-2-1-1e-3"):
+        assert "'gemm': 'oneDNN'" in str(sh.load(f"{name}.h5").spec)
+    code, _, err = ask("compare", "a.h5", "b.h5", "--workers=1", "-o", "again.h5")
+    assert code == 2
+    assert "lambda-1.h5 holds the answer to another request (fast_gemm" in err
 
 
 @needs_it
