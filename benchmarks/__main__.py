@@ -102,10 +102,15 @@ def solvers(session: Session) -> None:
             if not mine:
                 break
             session.read(f"beside {name}", 1 - mine["product_seconds"] / mine["seconds"])
+            fast = None
             for peer in _peers(name, first=i == 0):
                 other = _solved(session, name, peer, rows, mine, first=i == 0)
                 if other:
                     session.read(f"{peer} {name}", other["seconds"] / mine["seconds"])
+                if other and fast:
+                    session.read(f"{peer} {name} fast", other["seconds"] / fast["seconds"])
+                if peer == "ours_fast":
+                    fast = other
                 if other and i == 0:
                     rows[peer]["values off ours"] = [apart(mine["values"], other["values"])]
                     _count(session, name, peer, mine, other)
@@ -195,12 +200,13 @@ def main(only: tuple[str, ...], quick: bool, rounds: int, output: Path | None) -
 
 def _peers(name: str, *, first: bool) -> list[str]:
     """Return the solvers that take turns with ours; slow ones and mere counts have one turn."""
+    fast = ["ours_fast"] if name in ("W1", "W2") else []  # what products of matrices decide
     once = ["scipy_on_ours"]
     if name == "W1":
         once.append("pyhessian")
     if find_spec("hessian_eigenthings"):
         once.append("hessian_eigenthings")
-    return ["curvlinops", *(once if first else [])]
+    return [*fast, "curvlinops", *(once if first else [])]
 
 
 def _solved(
@@ -217,7 +223,7 @@ def _solved(
     found = session.ask("solve", name, solver=solver, tol=TOL, verify=verify)
     row = rows.setdefault(solver, {"workload": name, "solver": solver})
     if not found:
-        row.setdefault("error", "failed")
+        row.setdefault("error", session.log[-1]["found"]["error"].replace("|", "/"))
         return None
     if mine:
         row.setdefault("time over ours", []).append(found["seconds"] / mine["seconds"])

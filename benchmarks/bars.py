@@ -40,6 +40,15 @@ BARS = [
         Bar(f"curvlinops {name}", f"time of curvlinops over ours, {name}", 1.5, at_most=False)
         for name in ("W1", "W2", "W3")
     ),
+    *(
+        Bar(
+            f"curvlinops {name} fast",
+            f"time of curvlinops over ours with fast_gemm, {name}",
+            2.2,
+            at_most=False,
+        )
+        for name in ("W1", "W2")
+    ),
     Bar("pyhessian W1", "time of PyHessian over ours, W1", 5.0, at_most=False, form="{:.1f}"),
     Bar(
         "pyhessian residual W1",
@@ -66,6 +75,7 @@ OTHERS = {
     "gradient W4 fused": "one product over one gradient by fused attention, W4",
     "gradient W3 256": "one product over one gradient, W3 (256 images)",
     "curvlinops W4": "time of curvlinops over ours, W4",
+    "pyhessian W1 fast": "time of PyHessian over ours with fast_gemm, W1",
 }
 COLUMNS = {
     "time over ours": "{:.2f}",
@@ -148,6 +158,7 @@ NOTES = [
     "the largest. Products of ours are search + check; PyHessian's batch is all the data, and ours",
     "and curvlinops take the same batches. Memory is the growth of the resident set in the solver.",
     "A gradient is that of plain PyTorch with the attention kernels that a product needs.",
+    "`ours_fast` is ours under `sharpness.fast_gemm`, whose check is part of its time.",
     "",
     "W1: MLP, 1,089,034 parameters, 1797 digits. W2: MLP, 1,457,674, 6000 noisy digits. W3:",
     "ResNet-8, 78,042, the first 256 of 512 images for the solvers. W4: transformer, 110,400,",

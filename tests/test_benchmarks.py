@@ -1,10 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
 
+from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
-from benchmarks.solvers import Timed, ours, scipy_on_ours, true_residual
+from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
 from benchmarks.workloads import MAKERS, make, tiny
 from sharpness.curvature import Dense, Hessian
+from sharpness.errors import InputError
 
 SIZES = {"W1": 1_089_034, "W2": 1_457_674, "W3": 78_042, "W4": 110_400}
 EXAMPLES = {"W1": 1797, "W2": 6000, "W3": 512, "W4": 128}
@@ -74,3 +78,51 @@ def test_ours_and_scipy_find_the_same_eigenpairs_and_count_their_products() -> N
         assert answer.products >= 10
         assert true_residual(A, answer.values, answer.vectors) <= 2e-4
     assert A.products == 20
+
+
+def test_ours_with_the_faster_product_solves_the_same_problem() -> None:
+    try:
+        answer = ours_fast(tiny(), 1e-4)
+    except InputError as error:
+        pytest.skip(str(error))
+    assert true_residual(Hessian(tiny().objective()), answer.values, answer.vectors) <= 2e-4
+
+
+class Told(Session):
+    """A session whose solvers take the seconds that are told, or fail with the text told."""
+
+    def __init__(self, names: list[str], rounds: int, **told: float | str) -> None:
+        super().__init__(names, rounds, "")
+        self.told = {"scipy_on_ours": 8.0, "pyhessian": 16.0, **told}
+
+    def ask(self, task: str, workload: str, **request: Any) -> dict[str, Any] | None:
+        seconds = self.told[request["solver"]]
+        if isinstance(seconds, str):
+            self.log.append({"found": {"error": seconds}})
+            return None
+        once = {"product_seconds": 1.0, "products": 9, "check_products": 1, "memory_mib": 1.0}
+        return {"seconds": seconds, "values": [1.0], "residuals": {"float32": 1e-4}, **once}
+
+
+def test_times_are_set_over_both_of_ours_in_each_round() -> None:
+    session = Told(["W1", "W3"], 2, ours=4.0, ours_fast=2.0, curvlinops=6.0)
+    solvers(session)
+    found = {key: session.readings.get(key) for key in ("ours_fast W1", "ours_fast W3")}
+    assert found == {"ours_fast W1": [0.5, 0.5], "ours_fast W3": None}
+    assert session.readings["curvlinops W1"] == [1.5, 1.5]
+    assert session.readings["curvlinops W1 fast"] == [3.0, 3.0]
+    assert session.readings["pyhessian W1 fast"] == [8.0]
+    assert "curvlinops W3 fast" not in session.readings
+
+
+def test_where_the_faster_product_is_refused_the_page_says_so_and_the_rest_goes_on() -> None:
+    refused = "InputError: fast_gemm needs a CPU where | here: leave it out"
+    session = Told(["W1"], 2, ours=4.0, ours_fast=refused, curvlinops=6.0)
+    solvers(session)
+    assert session.readings["curvlinops W1"] == [1.5, 1.5]
+    text = page({"machine": {}, "readings": session.readings, "solvers": session.solvers})
+    assert (
+        "| W1 | ours_fast | InputError: fast_gemm needs a CPU where / here: leave it out |" in text
+    )
+    bar = "| time of curvlinops over ours with fast_gemm, W1 | at least 2.20 | not measured | |"
+    assert bar in text
