@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Dense as Dense,
         GaussNewton as GaussNewton,
         Hessian as Hessian,
+        to_scipy as to_scipy,
     )
     from sharpness.errors import ComputationError as ComputationError, InputError as InputError
     from sharpness.gemm import fast_gemm as fast_gemm
@@ -75,6 +76,7 @@ HOMES = {
     "GaussNewton": "curvature",
     "Hessian": "curvature",
     "eigsh": "lanczos",
+    "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
     "epsilon_sharpness": "box_sharpness",

@@ -60,6 +60,37 @@ class Dense:
         return self.matrix @ v
 
 
+def to_scipy(A: Operator) -> Any:
+    """Return A as a ``scipy.sparse.linalg.LinearOperator``, with products on host arrays.
+
+    A is symmetric, so it is its own adjoint too. Arrays have the dtype of A, and each product
+    takes its vector to the device of A and back.
+
+    Raises:
+        InputError: At a product, if its vector is complex.
+
+    >>> from scipy.sparse.linalg import eigsh
+    >>> A = to_scipy(Dense(torch.diag(torch.tensor([1.0, 5.0, 2.0]))))
+    >>> float(eigsh(A, k=1, return_eigenvectors=False)[0].round(4))
+    5.0
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    like = torch.empty(0, dtype=A.dtype, device=A.device)
+    dtype = torch.empty(0, dtype=A.dtype).numpy().dtype
+
+    def product(v: Any) -> Any:
+        if v.dtype.kind == "c":
+            raise InputError(
+                f"a product needs a real vector, got {v.dtype}: take real and imaginary parts"
+            )
+        # A copy: torch takes no strides below 0 and nothing read-only.
+        host = torch.from_numpy(v.ravel().astype(dtype, order="C"))
+        return (A @ host.to(like)).cpu().numpy()
+
+    return LinearOperator((A.size, A.size), matvec=product, rmatvec=product, dtype=dtype)
+
+
 class Curvature(ABC):
     """A mean over examples of symmetric maps, one for each batch of an Objective, at theta.
 

@@ -46,6 +46,7 @@ HOMES = {
     "h5py": {"store", "reading"},
     "matplotlib": {"plots"},
     "scipy.optimize": {"box_sharpness"},
+    "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},
 }
 
