@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sharpness.errors import ComputationError, InputError
 from sharpness.intervals import t_interval
-from sharpness.objective import Objective, Point, fingerprint
+from sharpness.objective import Objective, Point, Targets, fingerprint
 from sharpness.results import Sharpness, Solution, SubspaceSharpness
 from sharpness.vectors import gaussian, uniform
 
@@ -311,7 +311,7 @@ class _Box:
         here = self.objective.settled(self.here)  # once, not for each batch
         there = self.objective.settled(Solution(here.theta + displacement, self.here.buffers))
 
-        def rise(i: int, inputs: Any, targets: Tensor) -> Tensor:
+        def rise(i: int, inputs: Any, targets: Targets) -> Tensor:
             f = self.objective.batch_loss
             return f(there, inputs, targets).double() - f(here, inputs, targets).double()
 

@@ -14,13 +14,13 @@ from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import ComputationError, InputError
-from sharpness.objective import Inputs, Objective, Point, fingerprint
+from sharpness.objective import BatchMean, Inputs, Objective, Point, Targets, fingerprint
 from sharpness.results import Solution
 from sharpness.vectors import unflatten
 
 # Of one batch, by its number, inputs and targets: what is averaged to a product, shape (n,), or
 # its rows (2, n), the second of which is how much the first may be off.
-Rows = Callable[[int, Inputs, Tensor], Tensor]
+Rows = BatchMean
 
 
 # How torch tells that there is no second derivative: of its own functions, of custom operators
@@ -174,7 +174,7 @@ class Curvature(ABC):
         if not self.objective.is_sample:
             return torch.zeros(len(vectors), dtype=torch.float64)
 
-        def quadratic(v: Tensor) -> Callable[[int, Inputs, Tensor], Tensor]:
+        def quadratic(v: Tensor) -> BatchMean:
             product = self._product(v)
             return lambda *batch: v @ product(*batch).view(-1, self.size)[0]
 
@@ -232,7 +232,7 @@ class Curvature(ABC):
         )
 
     @abstractmethod
-    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return the map of one batch, a function from (n,) to (n,)."""
 
 
@@ -251,7 +251,7 @@ class Hessian(Curvature):
     tensor([1., 4.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> H v of one batch."""
         loss = self.objective.batch_loss(self.point, inputs, targets)
         slope = _vjp(loss, self.theta, create_graph=True)
@@ -271,7 +271,7 @@ class Hessian(Curvature):
         relative = torch.finfo(self.dtype).eps ** (1 / 3)
         h = relative * (1 + float(theta.norm())) / norm if norm else 1.0
 
-        def rows(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        def rows(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             def slope(step: float) -> Tensor:
                 there = replace(self.point, theta=theta + step * v)
                 return self.objective.batch_gradient(there, inputs, targets)[1]
@@ -307,7 +307,7 @@ class AdaptiveHessian(Hessian):
     tensor([1., 1.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> |theta| H (|theta| v) of one batch."""
         scale, product = self.theta.detach().abs(), super().batch_map(inputs, targets)
         return lambda v: scale * product(scale * v)
@@ -331,7 +331,7 @@ class GaussNewton(Curvature):
     tensor([1., 4.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> J^T H J v of one batch."""
         z: object = self.objective.outputs(self.point, inputs)
         if not isinstance(z, Tensor):
@@ -349,7 +349,7 @@ class GaussNewton(Curvature):
 def cached(A: Curvature, v: Tensor) -> Rows:
     """Return the product of a batch by a map that is built once and keeps its graph."""
 
-    def product(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+    def product(i: int, inputs: Inputs, targets: Targets) -> Tensor:
         if i not in A.maps:
             A.maps[i] = A.batch_map(inputs, targets)
         return A.maps[i](v)

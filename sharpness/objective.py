@@ -1,5 +1,6 @@
 """The function every other module studies: mean loss as a function of the parameters."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -25,7 +26,7 @@ from sharpness.results import Solution
 from sharpness.vectors import digest, flatten, unflatten
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one, positional or keyword arguments
-Batches = Iterable[tuple[Inputs, Tensor]]
+Batches = Iterable[tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]]  # the third: weights
 Measure = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> mean over the batch, ()
 Point = Tensor | Solution  # a bare theta, shape (n,), takes the buffers of the model
 
@@ -50,6 +51,19 @@ LOOK = 7_346_219  # the seed of torch in a second look at the data: any that no 
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """The targets of a batch and the weights of its losses."""
+
+    targets: Tensor
+    weights: Tensor  # of the shape of the losses, or its first axes: (batch,) for examples
+    total: float  # their sum
+
+
+Targets = Tensor | Weighted
+BatchMean = Callable[[int, Inputs, Targets], Tensor]  # of the number of a batch and its parts
+
+
+@dataclass(frozen=True)
 class _Settled(Solution):
     """A point of one Objective, with all that its model depends on there."""
 
@@ -67,15 +81,20 @@ class Objective:
         model: Stays as it is, bit by bit: only a copy of its modules and buffers is used. Weights
             in bfloat16 or float16 are copied too: loss, gradient and curvature are those of
             float32 numbers with the same values, and so are inputs and targets.
-        batches: ``(inputs, targets)``, the same in the same order at every iteration.
+        batches: ``(inputs, targets)``, the same in the same order at every iteration; or all
+            ``(inputs, targets, weights)``, for a loss of reduction ``none``. With weights w_i of
+            the losses l_i, of shape (batch,) or as the losses, the loss is sum w_i l_i / sum w_i
+            over all the data, so that a weight of 2 is an example that is there twice.
         loss: Mean over one batch, as a function of (outputs, targets); outputs are what the model
             returns, of any structure.
         reduction: What the loss is instead of a ``mean``: the ``sum`` over a batch, which is
             divided by its count, or ``none`` for a tensor of losses, over all of which the mean
             is taken.
-        metrics: Further such means by name, for ``evaluate``.
-        count: What a batch weighs, as a function of its targets. Default: their number; for a
-            mean over tokens, the number of tokens.
+        metrics: Further such means by name, for ``evaluate``. Of a batch with weights, each
+            example is measured by itself and weighs the sum of its weights.
+        count: What a batch without weights weighs, as a function of its targets. Default: their
+            number. It is what the loss divides by: for a mean over tokens, the number of tokens;
+            for ``cross_entropy(..., weight=w)``, ``lambda y: w[y].sum()``.
         batch_norm: What layers with running statistics do (see ``sharpness.batch_norm``):
             ``frozen``, ``batch``, ``reestimate`` or ``interpolate``. Re-estimated statistics are
             taken anew at every point, by a pass over ``statistics`` in which each batch is
@@ -88,7 +107,8 @@ class Objective:
 
     Raises:
         InputError: If ``batches`` cannot be repeated, are empty or shuffle, or if there are no
-            ``statistics`` to re-estimate from.
+            ``statistics`` to re-estimate from; at the first use, if weights are negative, not
+            finite, all 0 or of another shape than the losses.
 
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> batches = [(torch.ones(2, 1), torch.zeros(2, 1)), (torch.ones(1, 1), torch.ones(1, 1))]
@@ -105,7 +125,7 @@ class Objective:
         *,
         reduction: str = "mean",
         metrics: Mapping[str, Measure] | None = None,
-        count: Callable[[Tensor], int] = len,
+        count: Callable[[Tensor], float | Tensor] = len,
         batch_norm: str = "frozen",
         statistics: Batches | None = None,
         spec: Mapping[str, Any] | None = None,
@@ -239,7 +259,7 @@ class Objective:
             return {}
         norms = layers(self.model)
 
-        def forward(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        def forward(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             self._forward(here, inputs, estimate=True)
             return here.theta.new_zeros(())
 
@@ -266,12 +286,21 @@ class Objective:
             )
         self._looked_at.add("outputs")
 
-    def batch_loss(self, point: Point, inputs: Inputs, targets: Tensor) -> Tensor:
+    def batch_loss(self, point: Point, inputs: Inputs, targets: Targets) -> Tensor:
         """Return the mean loss of one batch, shape ()."""
         return self.loss_of_outputs(self.outputs(point, inputs), targets)
 
-    def loss_of_outputs(self, z: Tensor, targets: Tensor) -> Tensor:
+    def loss_of_outputs(self, z: Tensor, targets: Targets) -> Tensor:
         """Return the mean loss of one batch with these outputs, shape ()."""
+        if isinstance(targets, Weighted):
+            return _weighted_mean(self._losses(z, targets.targets), targets)
+        loss = self._losses(z, targets)
+        if self.reduction == "none":
+            return loss.mean()
+        return loss / self.count(targets) if self.reduction == "sum" else loss
+
+    def _losses(self, z: Tensor, targets: Tensor) -> Tensor:
+        """Return what the loss is of one batch, of the shape that its reduction declares."""
         broadcasts = self.loss in BROADCASTING or isinstance(self.loss, BROADCASTING_MODULES)
         if broadcasts and isinstance(z, Tensor) and z.shape != targets.shape:
             raise InputError(
@@ -287,53 +316,48 @@ class Objective:
                 f"a loss of reduction {self.reduction} needs to be {need}, got {got}: take the "
                 "mean, or declare what it is by reduction"
             )
-        if many:
-            return loss.mean()
-        return loss / self.count(targets) if self.reduction == "sum" else loss
+        return loss
 
-    def mean(self, f: Callable[[int, Inputs, Tensor], Tensor]) -> Tensor:
+    def mean(self, f: BatchMean) -> Tensor:
         """Average f(i, inputs, targets), itself a mean over batch i, over all examples.
 
         Loss, gradient and every curvature product are such averages. This is the only
         loop over data, the only weight of a ragged last batch, the only collective;
         derivatives are taken inside f, so the collective is never differentiated.
         """
-        total, count = self.theta.new_zeros(()), 0
+        total, sum_of_weights = self.theta.new_zeros(()), 0.0
         for weight, value in self._each(self.batches, f, "batches"):
-            total = total + weight * value
-            count += weight
-        return mean_over_ranks(total, count)
+            # The mean over a batch that weighs nothing is 0 / 0.
+            total = total + (weight * value if weight else torch.zeros_like(value))
+            sum_of_weights += weight
+        mean = mean_over_ranks(total, sum_of_weights)
+        if not sum_of_weights and mean.isnan().any():  # nor on another rank
+            raise InputError(
+                "Objective needs a batch that weighs more than 0, got none: change the weights "
+                "or the count"
+            )
+        return mean
 
-    def first_not_finite(
-        self, f: Callable[[int, Inputs, Tensor], Tensor]
-    ) -> tuple[int, Tensor] | None:
+    def first_not_finite(self, f: BatchMean) -> tuple[int, Tensor] | None:
         """Return the number of the first batch where f is not finite, and f there, or None."""
-        for i, (_, value) in enumerate(self._each(self.batches, f, "batches")):
-            if not torch.isfinite(value).all():
+        for i, (weight, value) in enumerate(self._each(self.batches, f, "batches")):
+            if weight and not torch.isfinite(value).all():
                 return i, value
         return None
 
-    def _each(
-        self, batches: Batches, f: Callable[[int, Inputs, Tensor], Tensor], name: str
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _each(self, batches: Batches, f: BatchMean, name: str) -> Iterator[tuple[float, Tensor]]:
         """Yield the weight of each batch and f there."""
         self._require_gemm()
-        looked, count = name in self._looked_at, 0
+        looked, parts = name in self._looked_at, 0
         first = None if looked else _first(batches)
         for i, batch in enumerate(batches):
-            if not (isinstance(batch, tuple | list) and len(batch) == 2):
-                raise InputError(
-                    f"Objective needs batches (inputs, targets), got a {type(batch).__name__} as "
-                    f"batch {i}: yield pairs"
-                )
+            _require_batch(i, batch, parts)
+            parts = len(batch)
             if not looked and i == 0:
                 _require_same(first, batch, batches)
                 self._looked_at.add(name)
-            inputs, targets = on_device(self.theta.device, batch[0]), batch[1].to(self.theta.device)
-            if self.is_widened:
-                targets = _widened(targets)
-            weight = self.count(targets)
-            count += weight
+            inputs, targets = on_device(self.theta.device, batch[0]), self._targets(i, *batch[1:])
+            weight = self._weight(targets)
             try:
                 value = f(i, inputs, targets)
             except (InputError, ComputationError, torch.OutOfMemoryError):
@@ -344,7 +368,7 @@ class Objective:
                     f"the model or the loss failed in batch {i}: {located(error)}"
                 ) from error
             yield weight, value
-        if not count:
+        if not parts:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
 
     def _require_gemm(self) -> None:
@@ -355,22 +379,66 @@ class Objective:
                 "make and use it in one place, inside of sh.fast_gemm() or outside"
             )
 
+    def _targets(self, i: int, targets: Tensor, weights: Tensor | None = None) -> Targets:
+        """Return the targets of batch i on the device of theta, with their weights if there are."""
+        targets = targets.to(self.theta.device)
+        if self.is_widened:
+            targets = _widened(targets)
+        if weights is None:
+            return targets
+        if self.reduction != "none":
+            raise InputError(
+                f"weights need a loss of reduction none, got {self.reduction}: declare "
+                'reduction="none" and give the loss of each example'
+            )
+        # Before they move, so that a GPU is not waited for.
+        low, total = torch.stack([weights.double().min(), weights.double().sum()]).tolist()
+        if not (low >= 0 and math.isfinite(total)):
+            raise InputError(
+                f"weights need to be finite and at least 0, got {total if low >= 0 else low} in "
+                f"batch {i}: change them"
+            )
+        return Weighted(targets, weights.to(self.theta.device), total)
+
+    def _weight(self, targets: Targets) -> float:
+        """Return what a batch weighs in a mean."""
+        if isinstance(targets, Weighted):
+            return targets.total
+        weight = float(self.count(targets))
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise InputError(
+                f"count needs to give a finite number of at least 0, got {weight}: change it"
+            )
+        return weight
+
     @property
     def is_sample(self) -> bool:
         """Whether the examples are a sample of the data, as the spec says."""
         return bool(self.spec.get("examples") != self.spec.get("of"))
 
-    def sampling_error(self, f: Callable[[int, Inputs, Tensor], Tensor]) -> Tensor:
+    def sampling_error(self, f: BatchMean) -> Tensor:
         """Return the standard error of ``mean(f)``, of a sample, as an estimate for all the data.
 
         From the scatter of the batches, which hold a sample in random order, with the correction
-        for a finite population; NaN where there is but one batch.
+        for a finite population; NaN where there is but one batch. To first order, for batches
+        of different weight: a mean is then the ratio of two sums, and both of them scatter.
         """
-        x = self.mean(lambda *batch: f(*batch).double())
-        scatter = self.mean(lambda *batch: (f(*batch).double() - x).square())
-        batches = len(self.batches) if isinstance(self.batches, Sized) else 1
+        weights: list[float] = []
+
+        def noted(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            weights.append(self._weight(targets))
+            return f(i, inputs, targets).double()
+
+        x = self.mean(noted)
+        usual = math.fsum(weights) / len(weights)
+
+        def scatter(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            return self._weight(targets) / usual * (f(i, inputs, targets).double() - x).square()
+
         left = 1 - self.spec["examples"] / self.spec["of"]  # of the data, not in the sample
-        return (scatter / (batches - 1) * left).sqrt() if batches > 1 else x * torch.nan
+        if len(weights) == 1:
+            return x * torch.nan
+        return (self.mean(scatter) / (len(weights) - 1) * left).sqrt()
 
     def value(self, point: Point) -> Tensor:
         """Return the mean loss there, shape (), summed in float64."""
@@ -386,7 +454,7 @@ class Objective:
         """Return the mean loss, shape (), and its gradient, shape (n,), from one pass."""
         here = self.settled(point)
 
-        def both(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        def both(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             value, slope = self.batch_gradient(here, inputs, targets)
             return torch.cat([value.to(slope)[None], slope])
 
@@ -397,7 +465,7 @@ class Objective:
         return mean[0], mean[1:]
 
     def batch_gradient(
-        self, point: Point, inputs: Inputs, targets: Tensor
+        self, point: Point, inputs: Inputs, targets: Targets
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss of one batch, shape (), and its gradient, shape (n,)."""
         here = self.settled(point)
@@ -433,10 +501,10 @@ class Objective:
         """Return the mean loss and every metric there by name, in float64, from one pass."""
         here = self.settled(point)
 
-        def measured(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        def measured(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             z = self.outputs(here, inputs)
             loss = self.loss_of_outputs(z, targets)
-            others = [f(z, targets) for f in self.metrics.values()]
+            others = [_metric(f, z, targets) for f in self.metrics.values()]
             return torch.stack([loss.double(), *(x.double() for x in others)])
 
         with torch.no_grad():
@@ -481,6 +549,52 @@ def _widened(inputs: Any) -> Any:
         return tuple(_widened(part) for part in inputs)
     narrow = isinstance(inputs, Tensor) and inputs.dtype in COMPUTED_IN
     return inputs.to(COMPUTED_IN[inputs.dtype]) if narrow else inputs
+
+
+def _weighted_mean(losses: Tensor, of: Weighted) -> Tensor:
+    """Return sum w l / sum w over the losses of one batch, shape ()."""
+    w = of.weights
+    if not w.ndim or w.shape != losses.shape[: w.ndim]:
+        raise InputError(
+            f"weights need the shape of the losses, {tuple(losses.shape)}, or its first axes, got "
+            f"{tuple(w.shape)}: give one for each example"
+        )
+    each = losses.reshape(*w.shape, -1).mean(dim=-1)
+    return (w.to(losses) * each).sum() / of.total
+
+
+def _metric(f: Measure, z: Any, targets: Targets) -> Tensor:
+    """Return a metric of one batch, in which the examples have their weights, shape ()."""
+    if not isinstance(targets, Weighted):
+        return f(z, targets)
+    y, w = targets.targets, targets.weights
+    if not isinstance(z, Tensor) or len(w) != len(y):
+        raise InputError(
+            "metrics of batches with weights need outputs in one tensor and a weight for each "
+            f"example, got a {type(z).__name__} and {len(w)} for {len(y)}: leave metrics out"
+        )
+    # A mean over a batch of one is that of the example.
+    each = torch.stack([f(z[i : i + 1], y[i : i + 1]).double() for i in range(len(y))])
+    return (w.reshape(len(w), -1).sum(dim=1) * each).sum() / targets.total
+
+
+def _require_batch(i: int, batch: Any, parts: int) -> None:
+    """Refuse what is no batch, or has other parts than the batches before it."""
+    if not (isinstance(batch, tuple | list) and len(batch) in (2, 3)):
+        raise InputError(
+            "Objective needs batches (inputs, targets) or (inputs, targets, weights), got a "
+            f"{type(batch).__name__} as batch {i}: yield pairs"
+        )
+    if len(batch) == 3 and not (isinstance(batch[2], Tensor) and batch[2].numel()):
+        raise InputError(
+            f"weights need to be a tensor with entries, got a {type(batch[2]).__name__} in batch "
+            f"{i}: give one for each example"
+        )
+    if parts not in (0, len(batch)):
+        raise InputError(
+            f"Objective needs weights in all batches or in none, got {len(batch)} parts in batch "
+            f"{i} after {parts}: give weights of 1 to the others"
+        )
 
 
 def _require_reduction(loss: Any, reduction: str) -> None:
