@@ -167,7 +167,8 @@ class Curvature(ABC):
         """Return the standard errors of v^T A v, shape (k,), for the rows v of vectors, (k, n).
 
         They are those of the eigenvalues to first order (see ``Objective.sampling_error``), and
-        0 where the examples are all there are.
+        0 where the examples are all there are. They do not tell by how much the largest
+        eigenvalue of a sample is too large on average.
 
         Cost: two products for each row, none for a whole data set.
         """
