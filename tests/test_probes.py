@@ -116,3 +116,27 @@ def test_differences_across_kinks_are_no_linear_map() -> None:
     f = Objective(model, [(torch.randn(20, 3), torch.randint(0, 2, (20,)))], cross_entropy)
     with pytest.raises(InputError, match=r"needs to be linear.*finite differences"):
         require_symmetric(Hessian(f, engine="finite-difference"))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("named", "times", "wrong"),
+    [
+        ("repeatable", 10, lambda i, product: (i == 2) * product),
+        ("linear", 10, lambda i, product: (i == 4) * product),
+        # Of a normal vector, of which the probe sees one entry: seldom a small one.
+        ("symmetric", 50, lambda i, product: product.roll(1)),
+    ],
+    ids=["noise", "drift", "asymmetry"],
+)
+def test_a_map_is_refused_above_the_tolerance_and_passes_below(
+    named: str, times: int, wrong: Any, dtype: torch.dtype
+) -> None:
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}[dtype]
+    for seed in range(3):
+        M = symmetric(50, dtype)
+        bad = Counted(M, lambda i, product: times * tolerance * wrong(i, product))
+        with pytest.raises(InputError, match=f"needs to be {named}"):
+            require_symmetric(bad, seed)
+        good = Counted(M, lambda i, product: tolerance / 10 * wrong(i, product))
+        assert require_symmetric(good, seed) == 4
