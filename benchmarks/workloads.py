@@ -21,8 +21,8 @@ from torch.nn.functional import (
 
 import sharpness as sh
 from sharpness.data import batches, digits
+from sharpness.micro_batches import micro_batch_of
 from sharpness.objective import Measure
-from sharpness.problem import MICRO_BATCH
 
 NAMES = ("W1", "W2", "W3", "W4")
 SOLVED = {"W3": 256}  # examples that the solvers take, where they are not all
@@ -45,8 +45,9 @@ class Workload:
         return replace(self, inputs=self.inputs[:examples], targets=self.targets[:examples])
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the data as every solver that takes batches gets them."""
-        return batches((self.inputs, self.targets), MICRO_BATCH)
+        """Return the data as every solver that takes batches gets them, by the library's rule."""
+        part = self.inputs, self.targets
+        return batches(part, micro_batch_of(self.model, part, self.loss))
 
     def objective(self) -> sh.Objective:
         """Return the mean loss as the library takes it."""

@@ -4,8 +4,12 @@ from typing import Any
 
 import click
 
+from sharpness.bars import Progress
+
+from .account import Account
 from .parameters import (
     COMMON,
+    Bytes,
     Name,
     Real,
     Whole,
@@ -32,12 +36,18 @@ from .sources import answer, beside, objective, opened, request
 @click.option(
     "--engine",
     type=Name("curvature", "ENGINES"),
-    default="cached",
     help="Keep the graphs of all batches, build them fresh for each product, or, where there is no "
-    "second derivative, take differences of gradients.",
+    "second derivative, take differences of gradients.  [default: cached where they fit in "
+    "memory, else fresh]",
 )
 @click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
 @click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")
+@click.option(
+    "--memory",
+    type=Bytes(),
+    default="8GiB",
+    help="For the vectors and the graphs that are kept, half for each.",
+)
 @analysis
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: RUN.eigs.h5 beside the run.")
@@ -59,19 +69,23 @@ def command(run: str, **options: Any) -> None:
     from sharpness.curvature import OPERATORS
     from sharpness.lanczos import eigsh
 
-    opened_run = opened(run, options)
+    opened_run, half = opened(run, options), options["memory"] // 2
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
+
+    def compute(progress: Progress) -> Any:
+        A = OPERATORS[options["operator"]](
+            objective(opened_run, options), engine=options["engine"], memory=half
+        )
+        account = Account(A, options["k"])
+        pairs = eigsh(A, **chosen, memory=half, progress=account.told(progress))
+        account.close()
+        return pairs
+
     answer(
         beside([opened_run], "eigs", options),
         request("eigs", {"run": opened_run}, options),
         options,
-        lambda progress: eigsh(
-            OPERATORS[options["operator"]](
-                objective(opened_run, options), engine=options["engine"]
-            ),
-            **chosen,
-            progress=progress,
-        ),
+        compute,
         label="eigs",
         unit="products",
     )

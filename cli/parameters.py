@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -63,6 +63,29 @@ class Whole(Kind):
         if number > self.most:
             self.fail(f"needs a whole number of at most {self.most}, got {value}", param, ctx)
         return number
+
+
+class Bytes(Kind):
+    """An amount of memory, such as 500MB or 4GiB."""
+
+    name = "bytes"
+    UNITS: ClassVar[dict[str, int]] = {
+        "": 1,
+        **{f"{letter}B": 10 ** (3 * i) for i, letter in enumerate("KMGT", start=1)},
+        **{f"{letter}iB": 2 ** (10 * i) for i, letter in enumerate("KMGT", start=1)},
+    }
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes, or fail in one line."""
+        digits = str(value).rstrip("KMGTiB")
+        unit = str(value)[len(digits) :]
+        try:
+            amount = float(digits) * self.UNITS[unit]
+        except (ValueError, KeyError):
+            self.fail(f"needs an amount of memory such as 500MB or 4GiB, got {value!r}", param, ctx)
+        if not 1 <= amount < 2**63:
+            self.fail(f"needs an amount of memory above 0, got {value!r}", param, ctx)
+        return int(amount)
 
 
 class Grid(Kind):
@@ -215,7 +238,11 @@ numerics = chained(
     ),
     click.option("--dtype", type=Name("problem", "DTYPES"), help="Default: that of the run."),
     click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
-    click.option("--micro-batch", type=Whole(1), default=1024, help="Examples of one batch."),
+    click.option(
+        "--micro-batch",
+        type=Whole(1),
+        help="Examples of one batch.  [default: by what the model keeps of each, at most 1024]",
+    ),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
     click.option(
         "--fast-gemm",

@@ -189,8 +189,8 @@ def _eigenpairs(pairs: Eigenpairs) -> list[str]:
     return [
         about,
         *table(header, rows),
-        f"{pairs.products} products, {pairs.check_products} more to look for repeated "
-        f"eigenvalues; |V V^T - I| <= {pairs.orthogonality:.1e}",
+        f"{pairs.products} products, {pairs.check_products} more to "
+        f"check them; |V V^T - I| <= {pairs.orthogonality:.1e}",
     ]
 
 

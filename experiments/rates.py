@@ -14,8 +14,8 @@ import torch
 from sharpness import plots
 from sharpness.comparison import effects
 from sharpness.data import batches, size, stratified, take
+from sharpness.micro_batches import micro_batch_of
 from sharpness.objective import Objective
-from sharpness.problem import MICRO_BATCH
 from sharpness.results import Comparison, Trajectory
 from sharpness.text import interval, table, wrapped
 from sharpness.training import problem_of
@@ -52,9 +52,10 @@ def held_out(job: Training) -> dict[str, float]:
     left[torch.from_numpy(chosen)] = False
     found: dict[str, float] = {}
     for name, index in (("choice", (~left).nonzero()[:, 0]), ("report", left.nonzero()[:, 0])):
+        share = take(part, index)
         f = Objective(
             problem.model,
-            batches(take(part, index), MICRO_BATCH),
+            batches(share, micro_batch_of(problem.model, share, problem.loss)),
             problem.loss,
             metrics=problem.metrics,
         )

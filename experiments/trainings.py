@@ -12,7 +12,7 @@ from sharpness.analyses import ANALYSES, Analysis, metric, run_numbers, short
 from sharpness.curvature import Hessian
 from sharpness.lanczos import eigsh
 from sharpness.landscape import line
-from sharpness.problem import MICRO_BATCH, SPLITS, objective_of
+from sharpness.problem import SPLITS, objective_of
 from sharpness.results import Eigenpairs, Line, Result, Run, Trajectory
 from sharpness.store import load, load_as, reuse, save, seal_of
 from sharpness.training import TrainConfig, record, train
@@ -114,7 +114,7 @@ def analysis_request(
         inputs: SHA-256 of the run and of the user's modules.
         evaluation: What is not as by default of where and on what it is computed.
     """
-    options = {"examples": None, "device": "cpu", "micro_batch": MICRO_BATCH, "seed": 0}
+    options = {"examples": None, "device": "cpu", "micro_batch": None, "seed": 0}
     return {
         "command": f"compare {name}",
         "options": {**options, **evaluation, **analysis.options},

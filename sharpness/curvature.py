@@ -2,15 +2,16 @@
 
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import ComputationError, InputError
@@ -22,7 +23,7 @@ from sharpness.vectors import unflatten
 # its rows (2, n), the second of which is how much the first may be off.
 Rows = BatchMean
 
-
+MEMORY = 4 * 2**30  # bytes of graphs: a constant, because another engine may round differently
 # How torch tells that there is no second derivative: of its own functions, of custom operators
 # and of compiled models.
 MISSING = ("derivative", "autograd formula", "double backward")
@@ -38,7 +39,11 @@ class Operator(Protocol):
     size: int
     dtype: torch.dtype
     device: torch.device
-    spec: dict[str, Any]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What it is a matrix of."""
+        ...
 
     def __matmul__(self, v: Tensor) -> Tensor: ...
 
@@ -102,37 +107,92 @@ class Curvature(ABC):
         engine: How a product comes about, one of ``ENGINES``. ``cached`` builds the map of each
             batch once and keeps its graph; ``fresh`` builds it again for each product, in the
             memory of one batch; ``finite-difference`` takes differences of gradients, for what
-            has no second derivative, and tells by how much they may be off in ``error``.
+            has no second derivative, and tells by how much they may be off in ``error``. Default:
+            ``cached`` where the graphs of all batches fit in ``memory``, else ``fresh``, as the
+            first batch tells; ``spec["engine_reason"]`` says so.
+        memory: Bytes for the graphs that are kept, where no engine is chosen.
 
     Attributes:
         error: Of the last product, a norm; None where the product is exact to rounding. Its
             largest ratio to the norm of the vector so far, an error in terms of eigenvalues, is
             ``spec["product_error"]``.
+        products: How many there were so far.
+        seconds: What they took, graphs included.
     """
 
     def __init__(
-        self, objective: Objective, point: Point | None = None, *, engine: str = "cached"
+        self,
+        objective: Objective,
+        point: Point | None = None,
+        *,
+        engine: str | None = None,
+        memory: int = MEMORY,
     ) -> None:
-        if engine not in ENGINES:
+        if engine is not None and engine not in ENGINES:
             raise InputError(
                 f"engine needs to be one of {', '.join(ENGINES)}, got {engine!r}: choose one"
             )
-        self.objective, self.engine = objective, engine
+        self.objective, self.memory, self._asked = objective, memory, engine
         self.error: float | None = None
+        self.products, self.seconds = 0, 0.0
         self._here = objective.at(objective.theta if point is None else point)
         self.theta = self._here.theta.detach().requires_grad_()
         self.size, self.dtype, self.device = len(self.theta), self.theta.dtype, self.theta.device
-        self.spec: dict[str, Any] = {
+        self.maps: dict[int, Callable[[Tensor], Tensor]] = {}  # of the engine that keeps them
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What this is a matrix of, and how its products come about."""
+        engine, reason = self._choice
+        return {
             "operator": type(self).__name__,
             "engine": engine,
+            "engine_reason": reason,
             "kernels": {
                 "attention": "math",
-                **({"rnn": "native"} if objective.is_recurrent else {}),
+                **({"rnn": "native"} if self.objective.is_recurrent else {}),
             },
             "point": fingerprint(self._here),
-            "objective": objective.spec,
+            "objective": self.objective.spec,
         }
-        self.maps: dict[int, Callable[[Tensor], Tensor]] = {}  # of the engine that keeps them
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine."""
+        return self._choice[0]
+
+    @cached_property
+    def _choice(self) -> tuple[str, str]:
+        """Return the engine and the reason for it."""
+        if self._asked is not None:
+            return self._asked, "asked for"
+        batches = self.objective.batches
+        count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+        graphs = self._graph_bytes() * count
+        engine = "cached" if graphs <= self.memory else "fresh"
+        verb = "fit" if engine == "cached" else "do not fit"
+        return engine, f"graphs of {_mebibytes(graphs)} {verb} in {_mebibytes(self.memory)}"
+
+    def _graph_bytes(self) -> int:
+        """Return what the graph of the first batch keeps, in bytes."""
+        seen: dict[int, int] = {}
+
+        def see(x: Tensor) -> Tensor:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x.detach()
+
+        kept = []
+
+        def build(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            kept.append(self.batch_map(inputs, targets))
+            return self.theta.new_zeros(())
+
+        _ = self.point
+        with self._derivatives(), saved_tensors_hooks(see, lambda x: x):
+            self.objective.first(build)
+        seen.pop(self.theta.untyped_storage().data_ptr(), None)
+        kept.clear()  # until here: what is freed would have its place taken by another
+        return sum(seen.values())
 
     @cached_property
     def point(self) -> Solution:
@@ -152,11 +212,14 @@ class Curvature(ABC):
                 f"a product needs a vector of shape ({self.size},), got {tuple(v.shape)}: list "
                 "the trainable parameters of this model"
             )
+        begun = perf_counter()
         with self._derivatives():
             rows = self.objective.mean(self._product(v))
         product, *change = rows.view(-1, self.size)
         if not torch.isfinite(product).all():
             raise self._not_finite(v)
+        self.products += 1
+        self.seconds += perf_counter() - begun  # a GPU was waited for by the line before
         if change:
             self.error = float(change[0].norm())
             ratio = self.error / float(v.norm()) if self.error else 0.0
@@ -441,3 +504,7 @@ def _nodes(y: Tensor) -> Iterator[Node]:
         seen.add(node)
         yield node
         left += [following for following, _ in node.next_functions]
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"

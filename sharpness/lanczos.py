@@ -35,7 +35,7 @@ SMALL = 200
 MEMORY = 4 * 2**30  # bytes of the basis: a constant, because another basis rounds differently
 SPARE = 8  # vectors beside the basis and its products
 FEWEST = 10  # products of a check that ends because its best pair has converged
-ROUNDING = 5  # machine precisions by which a residual may be larger than the search knows
+ROUNDING = 10  # machine precisions by which a residual may be larger than the search knows
 RISK = 1e-2  # of a check that misses an eigenvalue: a bound, for the worst of all spectra
 
 
@@ -273,8 +273,8 @@ class _Search:
 
     def _limit(self, theta: Tensor) -> float:
         """Return the residual that will do, with room for the rounding that it does not show."""
-        room = min(ROUNDING * torch.finfo(self.basis.Q.dtype).eps, self.tol / 2)
-        return (self.tol - room) * float(theta.abs().max())
+        rounding = ROUNDING * torch.finfo(self.basis.Q.dtype).eps
+        return max(self.tol - rounding, rounding) * float(theta.abs().max())
 
     def _seek(self, theta: Tensor, S: Tensor, full: bool) -> None:
         """Begin the check where the pairs have converged, restart where the basis is full."""

@@ -345,6 +345,10 @@ class Objective:
                 return i, value
         return None
 
+    def first(self, f: BatchMean) -> Tensor:
+        """Return f of the first batch."""
+        return next(self._each(self.batches, f, "batches"))[1]
+
     def _each(self, batches: Batches, f: BatchMean, name: str) -> Iterator[tuple[float, Tensor]]:
         """Yield the weight of each batch and f there."""
         self._require_gemm()

@@ -27,6 +27,7 @@ from sharpness.data import (
     tensors,
 )
 from sharpness.errors import InputError
+from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
 from sharpness.names import called, located, require_given, resolve, shown
 from sharpness.objective import Measure, Objective, accuracy, on_device
@@ -40,8 +41,6 @@ LOSSES: dict[str, Measure] = {
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SPLITS = ("train", "test")
-# Examples of one batch of an Objective: a constant, because another size rounds differently.
-MICRO_BATCH = 1024
 PROBE = 13  # examples of a batch when the loss is tried for being a mean
 GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
 
@@ -156,7 +155,7 @@ def objective_of(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
-    micro_batch: int = MICRO_BATCH,
+    micro_batch: int | None = None,
     batch_norm: str = "frozen",
     model: Any = None,
     data: Any = None,
@@ -170,9 +169,11 @@ def objective_of(
         examples: Take a stratified sample of that many, drawn from ``seed``. Default: all.
         dtype: ``float32`` or ``float64``. Default: that of the run.
         device: Default: that of the run.
-        micro_batch: Examples of one batch; other sizes round differently.
+        micro_batch: Examples of one batch; other sizes round differently. Default: by a fixed rule
+            (see ``sharpness.micro_batches``).
         batch_norm: What layers with running statistics do (see ``Objective``); re-estimated ones
-            are those of the whole training part, also for a sample or the test part.
+            are those of the whole training part, also for a sample or the test part. Under
+            ``batch`` all examples are one batch, whose statistics a split would change.
         model: What the run was made with, where that was an object or where the run came from a
             file that names ``module:function``; likewise ``data`` and ``loss``.
         trust_spec: Import what the run's file names; it can run any code.
@@ -188,7 +189,7 @@ def objective_of(
     """
     if split not in SPLITS:
         raise InputError(f"split needs to be train or test, got {split!r}: choose one of them")
-    if micro_batch < 1:
+    if micro_batch is not None and micro_batch < 1:
         raise InputError(f"micro_batch needs to be at least 1, got {micro_batch}: raise it")
     record = run.spec["train"]
     given = {"model": model, "data": data, "loss": loss}
@@ -222,21 +223,35 @@ def objective_of(
     LOG.info("objective_of: the %s part, %s of its examples", split, examples or "all")
     place(problem.model, run.end)
     part = getattr(problem.data, split)
-    total, whole_batch = size(part), micro_batch
+    total, norms = size(part), bool(layers(problem.model))
+    # That the statistics are taken in is part of the function, so it is no matter of speed.
+    whole_batch = micro_batch or MOST
     if examples is not None:
         chosen = stratified(part[1], examples, seed)
         order = stream(seed, 2).permutation(chosen)
         part = take(part, torch.from_numpy(order))
-        # The scatter of the batches of a sample tells its error.
-        micro_batch = min(micro_batch, math.ceil(examples / GROUPS))
     real = DTYPES.get(dtype or record["dtype"])
     if real is None:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {dtype}: choose one")
-    norms = bool(layers(problem.model))
+    problem.model.to(real)
+    part = converted(part, real)
+    if norms and batch_norm == "batch":
+        if micro_batch is not None and micro_batch < size(part):
+            raise InputError(
+                f"batch statistics need all {size(part)} examples in one batch, for they change "
+                f"with a split, got micro_batch={micro_batch}: leave it out, or take frozen or "
+                "reestimate"
+            )
+        micro_batch = size(part)
+    elif micro_batch is None:
+        micro_batch = micro_batch_of(problem.model, part, problem.loss)
+    if examples is not None and not (norms and batch_norm == "batch"):
+        # The scatter of the batches of a sample tells its error.
+        micro_batch = min(micro_batch, math.ceil(examples / GROUPS))
     statistics = batches(converted(problem.data.train, real), whole_batch) if norms else None
     return Objective(
-        problem.model.to(real),
-        batches(converted(part, real), micro_batch),
+        problem.model,
+        batches(part, micro_batch),
         problem.loss,
         metrics=problem.metrics,
         batch_norm=batch_norm,

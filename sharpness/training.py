@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
+from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
-from sharpness.problem import DTYPES, MICRO_BATCH, Problem, pose, seeded, solution
+from sharpness.problem import DTYPES, Problem, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.vectors import flatten, stream
 
@@ -246,7 +247,10 @@ class _Training:
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config)
         self.objectives = {
             name: Objective(
-                self.model, batches(part, MICRO_BATCH), problem.loss, metrics=problem.metrics
+                self.model,
+                batches(part, micro_batch_of(self.model, part, problem.loss)),
+                problem.loss,
+                metrics=problem.metrics,
             )
             for name, part in (("train", problem.data.train), ("test", problem.data.test))
         }

@@ -26,6 +26,7 @@ LAYERS = [
         "journal",
         "plots",
     },
+    {"micro_batches"},
     {"problem", "curvature"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
