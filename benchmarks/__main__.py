@@ -81,16 +81,21 @@ def gradients(session: Session) -> None:
 
 
 def engines(session: Session) -> None:
-    """Read one product of the engine ``fresh`` over one of ``cached``."""
+    """Read one product of the engine ``fresh``, of all examples in one batch, over the default.
+
+    The default keeps the graphs of its micro-batches; peers build that of each of their batches
+    anew, and take no micro-batches. What ``fresh`` takes by the same ones is read beside it.
+    """
     for _ in range(session.rounds):
         for name in ("W1", "W3"):
-            if name in session.names:
-                cached, fresh = (
-                    session.ask("product", name, engine=engine) for engine in ("cached", "fresh")
-                )
-                if cached and fresh:
-                    ratio = median(fresh["product"]) / median(cached["product"])
-                    session.read(f"fresh {name}", ratio)
+            if name not in session.names:
+                continue
+            mine = session.ask("product", name)
+            for key, whole in (("fresh", True), ("fresh by micro-batches", False)):
+                other = session.ask("product", name, engine="fresh", whole=whole)
+                if mine and other:
+                    ratio = median(other["product"]) / median(mine["product"])
+                    session.read(f"{key} {name}", ratio)
 
 
 def solvers(session: Session) -> None:

@@ -58,9 +58,11 @@ def gradient(workload: str, folder: str, examples: int | None = None) -> dict[st
     return _in_turn(product=lambda: A @ v, gradient=by_math, fused=lambda: plain_gradient(w))
 
 
-def product(workload: str, folder: str, engine: str, examples: int | None = None) -> dict[str, Any]:
-    """Return seconds of products of one engine."""
-    A = sh.Hessian(_trained(workload, folder, examples).objective(), engine=engine)
+def product(
+    workload: str, folder: str, engine: str | None = None, *, whole: bool = False
+) -> dict[str, Any]:
+    """Return seconds of products of one engine, by micro-batches or by the whole data at once."""
+    A = sh.Hessian(_trained(workload, folder, None).objective(whole=whole), engine=engine)
     v = gaussian(A.size, 0, 0, like=A.theta.detach())
     return _in_turn(product=lambda: A @ v)
 

@@ -49,9 +49,10 @@ class Workload:
         part = self.inputs, self.targets
         return batches(part, micro_batch_of(self.model, part, self.loss))
 
-    def objective(self) -> sh.Objective:
-        """Return the mean loss as the library takes it."""
-        return sh.Objective(self.model, self.batches(), self.loss, count=self.count)
+    def objective(self, *, whole: bool = False) -> sh.Objective:
+        """Return the mean loss as the library takes it, or by all examples in one batch."""
+        parts = [(self.inputs, self.targets)] if whole else self.batches()
+        return sh.Objective(self.model, parts, self.loss, count=self.count)
 
 
 def make(name: str, weights: dict[str, Tensor] | None = None) -> Workload:
