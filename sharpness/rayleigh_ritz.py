@@ -70,21 +70,24 @@ class Basis:
         if len(self.F):
             self.F = self.F - inner(self.F, Q[j])[:, None] * Q[j]
         row = torch.zeros(j + 1, dtype=torch.float64)
-        row[first:] = near.cpu()
         self.rows = j + 1
         for _ in range(2):
             far = inner(Q[: j + 1], w)
             w = w - far @ Q[: j + 1]
             E = torch.cat([self.F, w[None]])
-            found = torch.cat([far, *(inner(E, e) for e in E)]).double().cpu()
-            row += found[: j + 1]
-            self.gram = found[j + 1 :].view(len(E), len(E))
+            # All in one transfer, for each of them waits for a GPU.
+            found = torch.cat([near, far, *(inner(E, e) for e in E)]).double().cpu()
             if not torch.isfinite(found).all():
                 raise ComputationError(
                     "eigsh met a product that is not finite: look at the loss there"
                 )
+            by_near, by_far, squares = torch.split(found, [len(near), j + 1, len(E) ** 2])
+            row[j + 1 - len(near) :] += by_near
+            row += by_far
+            near = near[:0]  # is counted
+            self.gram = squares.view(len(E), len(E))
             self.beta = math.sqrt(float(self.gram[-1, -1]))
-            if self.beta >= CANCELLED * math.hypot(self.beta, float(found[: j + 1].norm())):
+            if self.beta >= CANCELLED * math.hypot(self.beta, float(by_far.norm())):
                 break
         self.T[j, : j + 1], self.next, self.is_chained = row, w, True
         self._forget()
