@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sharpness._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from sharpness import plots as plots
+    from sharpness import directions as directions, plots as plots
     from sharpness.analyses import run_numbers as run_numbers
     from sharpness.bars import progress as progress
     from sharpness.box_sharpness import (
@@ -101,7 +101,7 @@ HOMES = {
     "progress": "bars",
     "save": "store",
 }
-MODULES = ("plots",)
+MODULES = ("directions", "plots")
 
 
 def __getattr__(name: str) -> Any:
