@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
+from sharpness.errors import InputError
+from sharpness.profiles import Basin
 from sharpness.results import (
     Comparison,
+    Cut,
     Eigenpairs,
     Line,
     Result,
@@ -200,9 +204,127 @@ def _line(line: Line) -> list[str]:
         [f"{alpha:.6g}", *(f"{float(line.values[name][i]):.6g}" for name in names)]
         for i, alpha in enumerate(line.alphas.tolist())
     ]
-    about = [f"distance of the ends {line.distance:.6g}"]
-    about += [_where(spec) for spec in line.spec["objectives"].values()]
-    return [*about, *table(["alpha", *names], rows)]
+    path = line.spec.get("path", "linear")
+    about = f"distance of the ends {line.distance:.6g}"
+    return [
+        about if path == "linear" else f"{about}, {path} path",
+        *_grounds(line.spec),
+        *table(["alpha", *names], rows),
+        *_barriers(line),
+        *_basins(line),
+        *_not_finite(line.values),
+    ]
+
+
+def _grounds(spec: dict[str, Any]) -> list[str]:
+    """Return what the values were computed of."""
+    words = [_where(of) for of in spec["objectives"].values()]
+    norms = spec.get("batch_norm_layers", 0)
+    return [*words, *([f"BatchNorm {spec['batch_norm']}, {norms} layers"] if norms else [])]
+
+
+def _barriers(line: Line) -> list[str]:
+    rows = []
+    for name in line.values:
+        unit, named = 1, name
+        if name.endswith("accuracy"):
+            unit, named = 100, f"{name.removesuffix('accuracy')}error, points"
+        try:
+            found, run = line.barrier(name), line.monotone(name)
+        except InputError:
+            return ["barrier unknown: no points at alpha 0 and 1"]
+        height, chord = f"{unit * found.height:.4g}", f"{unit * found.above_chord:.4g}"
+        rise, fall = f"{unit * run.rise:.4g}", f"{unit * run.fall:.4g}"
+        monotone = "yes" if 0 in run else "no"
+        rows.append([named, height, chord, f"{found.alpha:.4g}", rise, fall, monotone])
+    header = ["between the ends", "barrier", "above chord", "at alpha", "rise", "fall", "monotone"]
+    return table(header, rows)
+
+
+def _basins(line: Line) -> list[str]:
+    rows, level = [], line.level
+    if math.isnan(level):
+        return []
+    for at, end in enumerate(("start", "end")):
+        found = line.basin(level, at=at)
+        width = f"{found.high - found.low:.4g}"
+        censored = found.low_censored or found.high_censored
+        rows.append([end, *_sides(found), f">= {width}" if censored else width])
+    return table([f"loss below {level:.3g} around", "from alpha", "to alpha", "width"], rows)
+
+
+def _sides(found: Basin) -> tuple[str, str]:
+    """Return both sides of a basin, marked where it may go on."""
+    low, high = (f"{side:.4g}" for side in found[:2])
+    return (
+        f"<= {low}" if found.low_censored else low,
+        f">= {high}" if found.high_censored else high,
+    )
+
+
+def _not_finite(values: dict[str, Tensor]) -> list[str]:
+    return [
+        f"NOT finite: {name} at {int((~x.isfinite()).sum())} of {x.numel()} points"
+        for name, x in values.items()
+        if not x.isfinite().all()
+    ]
+
+
+def _cut(found: Cut) -> list[str]:
+    level, sampled = found.level, bool((found.curvature_sampling_errors > 0).any())
+    converged = found.spec["directions"].get("converged", [])
+    header = ["direction", "length", "slope", "curvature"]
+    header += ["sampling error"] if sampled else []
+    header += [f"loss below {level:.3g} from", "to"]
+    rows = []
+    for i, (length, slope, curvature, error) in enumerate(
+        zip(
+            found.lengths.tolist(),
+            found.slopes.tolist(),
+            found.curvatures.tolist(),
+            found.curvature_sampling_errors.tolist(),
+            strict=True,
+        )
+    ):
+        missed = i < len(converged) and not converged[i]
+        row = [f"{i + 1}{' (NOT converged)' if missed else ''}", f"{length:.6g}"]
+        row += ["unknown" if math.isnan(x) else f"{x:.6g}" for x in (slope, curvature)]
+        row += [f"{error:.2g}"] if sampled else []
+        try:
+            row += _sides(found.basin(i, level))
+        except InputError:  # no point at 0
+            row += ["unknown", "unknown"]
+        rows.append(row)
+    return [
+        f"{found.title}; norm of theta {found.norm:.6g}",
+        *_grounds(found.spec),
+        *table(header, rows),
+        *_bands(found),
+        *_not_finite(found.values),
+    ]
+
+
+def _bands(found: Cut) -> list[str]:
+    """Return the values at each alpha: of a band the mean, and the lowest and highest loss."""
+    header, columns = ["alpha"], []
+    for name, values in found.values.items():
+        if len(values) == 1:
+            header.append(name)
+            columns.append(values[0])
+        elif found.is_band:
+            header.append(f"{name}, mean")
+            columns.append(values.mean(dim=0))
+            if name.endswith("loss"):
+                header += ["lowest", "highest"]
+                columns += [values.min(dim=0).values, values.max(dim=0).values]
+        elif name.endswith("loss"):
+            header += [f"{name} {i}" for i in range(1, len(values) + 1)]
+            columns += values.unbind()
+    rows = [
+        [f"{alpha:.6g}", *(f"{float(column[i]):.6g}" for column in columns)]
+        for i, alpha in enumerate(found.alphas.tolist())
+    ]
+    return table(header, rows)
 
 
 def _sharpness(found: Sharpness) -> list[str]:
@@ -298,6 +420,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Run: _run,
     Eigenpairs: _eigenpairs,
     Line: _line,
+    Cut: _cut,
     Sharpness: _sharpness,
     SubspaceSharpness: _subspace,
     Trajectory: _trajectory,
@@ -330,6 +453,11 @@ def _line_summary(line: Line) -> str:
     return f"{len(line.alphas)} points, {ends}, distance of the ends {line.distance:.4g}"
 
 
+def _cut_summary(found: Cut) -> str:
+    ends = f"alpha {float(found.alphas[0]):g} to {float(found.alphas[-1]):g}"
+    return f"{len(found.alphas)} points {found.title}, {ends}"
+
+
 def _sharpness_summary(found: Sharpness) -> str:
     starts = len(found.start_values)
     return f"Metric 2.1 {found.value:.4g} (epsilon {found.epsilon:g}, best of {starts} starts)"
@@ -353,6 +481,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Run: _run_summary,
     Eigenpairs: _pairs_summary,
     Line: _line_summary,
+    Cut: _cut_summary,
     Sharpness: _sharpness_summary,
     SubspaceSharpness: _subspace_summary,
     Trajectory: _trajectory_summary,

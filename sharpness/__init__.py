@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Hessian as Hessian,
         to_scipy as to_scipy,
     )
+    from sharpness.cuts import cut as cut
     from sharpness.errors import ComputationError as ComputationError, InputError as InputError
     from sharpness.gemm import fast_gemm as fast_gemm
     from sharpness.lanczos import eigsh as eigsh
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from sharpness.results import (
         Comparison as Comparison,
+        Cut as Cut,
         Eigenpairs as Eigenpairs,
         Line as Line,
         Run as Run,
@@ -79,6 +81,7 @@ HOMES = {
     "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
+    "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
     "line": "landscape",
     "subspace_sharpness": "box_sharpness",
@@ -90,6 +93,7 @@ HOMES = {
     "run_numbers": "analyses",
     # results and files
     "Comparison": "results",
+    "Cut": "results",
     "Eigenpairs": "results",
     "Line": "results",
     "Run": "results",

@@ -11,13 +11,15 @@ filter of theta; the theory page says what that is worth and what it is not.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sharpness.curvature import Hessian
 from sharpness.errors import InputError
+from sharpness.lanczos import eigsh
 from sharpness.objective import Objective, Point
 from sharpness.records import Shown
 from sharpness.results import Run, Solution
@@ -25,6 +27,7 @@ from sharpness.vectors import gaussian, unflatten
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch- and InstanceNorm
 IGNORABLE = ("bias", "norm")
+DIRECTIONS = ("random", "eigenvectors", "gradient")
 
 
 class RandomDirections(Protocol):
@@ -270,6 +273,61 @@ def gradient_direction(objective: Objective, point: Point | None = None) -> Tens
             f"{float(length):g}: take random directions or eigenvectors"
         )
     return (slope.double() / length).to(slope)[None]
+
+
+def make(
+    objective: Objective,
+    kind: str,
+    count: int = 1,
+    *,
+    point: Point | None = None,
+    normalization: str | None = None,
+    ignore: Collection[str] = (),
+    orthogonal: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return rows of one of ``DIRECTIONS``, (count, n), and the record of how they were made.
+
+    Eigenvectors are the first ``count`` of the Hessian, of unit length; the record tells which of
+    them converged. The gradient is one row, of unit length too.
+
+    Args:
+        normalization: One of ``NORMALIZATIONS``. Default: ``filter`` for random directions, and
+            ``none`` for the others, which would not be what they are afterwards.
+        ignore: As of ``filter_normalized``.
+        orthogonal: Whether rows are made orthogonal, at last.
+
+    Raises:
+        InputError: If there is no such kind, or only one gradient, and as the others here.
+
+    >>> f = Objective(nn.Linear(1, 1, bias=False), [(torch.ones(1, 1),) * 2], nn.MSELoss())
+    >>> make(f, "gradient", point=torch.tensor([3.0]))
+    (tensor([[1.]]), {'kind': 'gradient', 'count': 1, 'normalization': 'none'})
+    """
+    if kind not in DIRECTIONS:
+        raise InputError(
+            f"directions need to be one of {', '.join(DIRECTIONS)}, got {kind!r}: choose one"
+        )
+    normalization = normalization or ("filter" if kind == "random" else "none")
+    record: dict[str, Any] = {"kind": kind, "count": count, "normalization": normalization}
+    if ignore:
+        record["ignore"] = sorted(ignore)
+    if kind == "random":
+        rows = _gaussians(objective, count, seed)
+        record["seed"] = seed
+    elif kind == "eigenvectors":
+        pairs = eigsh(Hessian(objective, point), count, seed=seed)
+        rows = pairs.vectors
+        record |= {"seed": seed, "converged": pairs.converged.tolist()}
+    else:
+        if count != 1:
+            raise InputError(f"gradient is one direction, got a count of {count}: ask for 1")
+        rows = gradient_direction(objective, point)
+    rows = rescaled(objective, rows, normalization, point=point, ignore=ignore)
+    if orthogonal:
+        rows = orthogonalized(rows)
+        record["orthogonal"] = True
+    return rows, record
 
 
 def principal(trajectory: Run | Sequence[Point], count: int = 2) -> Principal:

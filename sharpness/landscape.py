@@ -1,6 +1,7 @@
-"""The loss along lines through parameter space (Goodfellow, Vinyals & Saxe 2015)."""
+"""The loss along lines and other paths between two solutions (Goodfellow, Vinyals & Saxe 2015)."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from sharpness.batch_norm import layers, mixed_variance, require_policy
 from sharpness.errors import InputError
 from sharpness.objective import Objective, Point, fingerprint
+from sharpness.profiles import require_alphas
 from sharpness.results import Line, Solution
 
 LOG = logging.getLogger(__name__)
@@ -20,13 +22,16 @@ def line(
     end: Point,
     *,
     alphas: Tensor,
+    path: str = "linear",
     batch_norm: str | None = None,
     pieces: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
 ) -> Line:
     """Return loss and metrics at (1 - alpha) start + alpha end for each alpha.
 
-    In this form, rather than start + alpha (end - start), both ends are exact.
+    In this form, rather than start + alpha (end - start), both ends are exact. The ``curvilinear``
+    path of Keskar et al. (2017, Figure 7) goes over cos(pi alpha / 2) start + sin(pi alpha / 2)
+    end.
 
     Under every policy of BatchNorm, the ends are what ``evaluate`` gives there under that policy.
     Under ``interpolate`` the running means are (1 - alpha) m_a + alpha m_b, and the running
@@ -40,7 +45,8 @@ def line(
         start: Where alpha is 0, shape (n,).
         end: Where alpha is 1, shape (n,). A bare theta takes the buffers of the other end. Buffers
             other than those of BatchNorm must agree; its counts of batches play no part.
-        alphas: Coordinates, shape (p,), also beyond 0 and 1.
+        alphas: Coordinates, shape (p,), also beyond 0 and 1, at least two.
+        path: One of ``PATHS``.
         batch_norm: What BatchNorm does on the way (see ``sharpness.batch_norm``). Default: what
             the objectives do; of ``frozen`` ones, ``reestimate`` where the running statistics of
             the ends differ.
@@ -48,9 +54,9 @@ def line(
         progress: Called after each point.
 
     Raises:
-        InputError: If the ends differ in shape or in buffers that the policy does not join, if
-            there are no ``statistics`` to re-estimate from, or if alphas are not finite and
-            one-dimensional.
+        InputError: If the ends are the same, or differ in shape or in buffers that the policy does
+            not join, if there are no ``statistics`` to re-estimate from, or if alphas are not
+            finite and one-dimensional.
 
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> f = Objective(model, [(torch.ones(1, 1), torch.zeros(1, 1))], torch.nn.functional.mse_loss)
@@ -58,9 +64,10 @@ def line(
     tensor([0.0000, 0.2500, 1.0000], dtype=torch.float64)
     """
     named = {"": objectives} if isinstance(objectives, Objective) else dict(objectives)
+    require_alphas("line", alphas)
+    if path not in PATHS:
+        raise InputError(f"a path needs to be one of {', '.join(PATHS)}, got {path!r}: choose one")
     a, b = _ends(start, end, next(iter(named.values())))
-    if alphas.ndim != 1 or not len(alphas) or not torch.isfinite(alphas).all():
-        raise InputError(f"line needs finite alphas of shape (p,), got {alphas}: drop the others")
     policy = _policy(batch_norm, named, a, b)
     named = {name: objective.under(policy) for name, objective in named.items()}
     LOG.info("line: %d points of %d objectives", len(alphas), len(named))
@@ -71,7 +78,7 @@ def line(
             keys = [f"{name}_{key}" if name else key for key in ("loss", *objective.metrics)]
             piece = f"{name} {alpha!r}"
             if piece not in pieces:
-                measured = objective.evaluate(_between(a, b, alpha, policy))
+                measured = objective.evaluate(_between(a, b, alpha, path, policy))
                 pieces[piece] = torch.stack(list(measured.values())).cpu()
             for key, value in zip(keys, pieces[piece], strict=True):
                 values.setdefault(key, []).append(value)
@@ -85,7 +92,9 @@ def line(
             "algorithm": "line",
             "start": fingerprint(a),
             "end": fingerprint(b),
+            "path": path,
             "batch_norm": policy,
+            "batch_norm_layers": len(layers(next(iter(named.values())).model)),
             "objectives": {name: objective.spec for name, objective in named.items()},
         },
     )
@@ -116,6 +125,10 @@ def _ends(start: Point, end: Point, objective: Objective) -> tuple[Solution, Sol
                 "line needs solutions that differ in theta and BatchNorm's statistics alone, got "
                 f"two of {name}: choose another pair"
             )
+    if torch.equal(a.theta, b.theta) and all(
+        torch.equal(a.buffers[name], b.buffers[name]) for name in names
+    ):
+        raise InputError("line needs two solutions, got the same twice: give another")
     return a, b
 
 
@@ -143,8 +156,27 @@ def _policy(asked: str | None, named: Mapping[str, Objective], a: Solution, b: S
     return asked
 
 
-def _between(a: Solution, b: Solution, alpha: float, policy: str) -> Solution:
-    theta = (1 - alpha) * a.theta + alpha * b.theta
+def _straight(alpha: float) -> tuple[float, float]:
+    return 1 - alpha, alpha
+
+
+def _around(alpha: float) -> tuple[float, float]:
+    quarters = round(alpha)
+    if alpha == quarters:  # exact, where pi / 2 is not
+        return ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters % 4]
+    return math.cos(math.pi / 2 * alpha), math.sin(math.pi / 2 * alpha)
+
+
+# The shares of the start and of the end in a point, by alpha.
+PATHS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "linear": _straight,
+    "curvilinear": _around,
+}
+
+
+def _between(a: Solution, b: Solution, alpha: float, path: str, policy: str) -> Solution:
+    of_a, of_b = PATHS[path](alpha)
+    theta = of_a * a.theta + of_b * b.theta
     buffers = dict(a.buffers)
     if policy == "interpolate":
         for name, one in a.buffers.items():

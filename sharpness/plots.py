@@ -7,6 +7,7 @@ gray.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from sharpness.errors import InputError
 from sharpness.results import (
     Comparison,
+    Cut,
     Eigenpairs,
     Line,
     Result,
@@ -150,10 +153,17 @@ def training(result: Run, made: Figure) -> None:
         above.set_xlabel("epochs")
 
 
-def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
+def line(
+    result: Line, ax: Axes, *, legend: bool = True, basins: bool = False, distance: bool = False
+) -> Axes | None:
     """Draw the loss along a line, logarithmic, and the accuracy on a second axis (Keskar, Fig. 3).
 
-    Solid is train, dashed is test. Without an accuracy there is no second axis.
+    Solid is train, dashed is test. Without an accuracy there is no second axis. A cross above marks
+    a point where something is not finite.
+
+    Args:
+        basins: Shade where the loss is below a level around either end.
+        distance: Give lengths in parameter space above, where the path is straight.
 
     Returns:
         The second Axes, or None.
@@ -164,11 +174,19 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
     for name, values in losses.items():
         handles += _along(ax, result.alphas, values, name, BLUE, "o")
     _logarithmic(ax)
-    ax.set_xlabel(r"position $\alpha$  (0: start, 1: end)")
+    arc = result.spec.get("path", "linear") == "curvilinear"
+    ax.set_xlabel(rf"position $\alpha$ {'on an arc ' if arc else ''} (0: start, 1: end)")
     ax.set_ylabel("loss", color=BLUE)
     ax.tick_params(axis="y", colors=BLUE)
     for end in (0, 1):
         ax.axvline(end, color=GRAY, linewidth=0.8, linestyle=":", zorder=0)
+    if basins and not math.isnan(result.level):
+        around = [result.basin(result.level, at=end) for end in (0, 1)]
+        handles += _basins(ax, around, result.level, next(iter(losses)))
+    handles += _crosses(ax, result.alphas, result.values)
+    above = distance and not arc
+    if above:
+        _lengths(ax, result.distance, r"distance from the start $\alpha \, \Vert\Delta\theta\Vert$")
     twin = None
     if rates:
         twin = ax.twinx()
@@ -179,15 +197,171 @@ def line(result: Line, ax: Axes, *, legend: bool = True) -> Axes | None:
         twin.tick_params(axis="y", colors=ORANGE)
     if legend:
         # Above the axes: inside, the curves of two scales leave no free corner.
+        figure = ax.get_figure(root=True)
+        assert figure is not None  # noqa: S101
+        room = ScaledTranslation(0, 0.45 if above else 0, figure.dpi_scale_trans)  # of the labels
         ax.legend(
             handles=handles,
             fontsize="small",
             frameon=False,
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
+            bbox_transform=ax.transAxes + room,
             ncols=2,
         )
     return twin
+
+
+def cuts(result: Cut, made: Figure) -> None:
+    """Draw losses along directions around a solution on a logarithmic axis, and below accuracies.
+
+    Random directions make a band from the lowest to the highest, around their mean; eigenvectors
+    and other single directions have a curve each, of the first part. Dashed without markers is the
+    parabola that slope and curvature at the center give, and gray where the first loss is below a
+    level along all directions. A cross above marks a point where something is not finite.
+    """
+    names = [name for name in result.values if name.endswith(("loss", "accuracy"))]
+    kinds = sorted({name.rpartition("_")[2] for name in names}, reverse=True)
+    axes = made.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, kind in zip(axes, kinds, strict=True):
+        shown = [name for name in names if name.endswith(kind)]
+        scale = 100 if kind == "accuracy" else 1
+        if result.is_band:
+            for i, name in enumerate(shown):
+                _band_of(ax, result.alphas, scale * result.values[name], name, i)
+        else:
+            _each(ax, result, scale * result.values[shown[0]], shown[0])
+        if kind == "loss":
+            _parabolas(ax, result)
+            handles = _basins(ax, _common(result), result.level, shown[0])
+        else:
+            ax.set_ylim(-3, 103)
+            handles = []
+        part = "" if result.is_band else f", {shown[0].rpartition('_')[0]}".rstrip(", ")
+        ax.set_ylabel(f"{kind}{' (%)' if kind == 'accuracy' else ''}{part}")
+        ax.axvline(0, color=GRAY, linewidth=0.8, linestyle=":", zorder=0)
+        marks = {name: result.values[name] for name in shown}
+        handles = [*ax.get_legend_handles_labels()[0], *handles]
+        handles += _crosses(ax, result.alphas, marks)
+        handles = list({str(handle.get_label()): handle for handle in handles}.values())
+        ax.legend(
+            handles=handles,
+            fontsize="small",
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
+    low, high = float(result.lengths.min()), float(result.lengths.max())
+    unit = abs(low - 1) < 1e-3 and abs(high - 1) < 1e-3
+    axes[-1].set_xlabel(
+        r"position $\alpha$, a distance" if unit else r"position $\alpha$ along $d$  (0: center)"
+    )
+    if not unit and high <= 1.01 * low:
+        _lengths(axes[0], high, r"distance $\alpha \, \Vert d \Vert$")
+
+
+def _lengths(ax: Axes, length: float, name: str) -> None:
+    """Give lengths in parameter space above the axes, so many for one of the position."""
+    there: Callable[[Any], Any] = lambda x: x * length  # noqa: E731
+    back: Callable[[Any], Any] = lambda x: x / length  # noqa: E731
+    ax.secondary_xaxis("top", functions=(there, back)).set_xlabel(name)
+
+
+def _band_of(ax: Axes, alphas: Tensor, values: Tensor, name: str, i: int) -> None:
+    """Draw the mean of rows (k, p), and from the lowest to the highest a band."""
+    part, _, kind = name.rpartition("_")
+    color, dashed = COLORS[i % len(COLORS)], part == "test"
+    several = len(values) > 1
+    ax.plot(
+        alphas,
+        values.mean(dim=0),
+        color=color,
+        linestyle="--" if dashed else "-",
+        marker=MARKERS[i % len(MARKERS)] if len(alphas) <= MOST_MARKERS else None,
+        markersize=3.5,
+        markerfacecolor="white" if dashed else color,
+        linewidth=1.3,
+        label=f"{part or kind}{f', mean of {len(values)}' if several else ''}",
+    )
+    if several:
+        low, high = values.min(dim=0).values, values.max(dim=0).values
+        ax.fill_between(alphas.numpy(), low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def _each(ax: Axes, result: Cut, values: Tensor, name: str) -> None:
+    """Draw a curve for each direction."""
+    converged = result.spec.get("directions", {}).get("converged", [])
+    for i, row in enumerate(values):
+        curvature = float(result.curvatures[i])
+        known = "" if math.isnan(curvature) else f": $d^T H d$ = {curvature:.3g}"
+        missed = i < len(converged) and not converged[i]
+        told = known if name.endswith("loss") else ""
+        ax.plot(
+            result.alphas,
+            row,
+            color=COLORS[i % len(COLORS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markevery=max(1, len(row) // MOST_MARKERS),
+            markersize=3.5,
+            linewidth=1.3,
+            label=f"$d_{{{i + 1}}}${told}{', not converged' if missed else ''}",
+        )
+
+
+def _parabolas(ax: Axes, result: Cut) -> None:
+    """Scale the axis for the curves that are there, and draw the parabolas that it has room for."""
+    _logarithmic(ax)
+    made = result.quadratic()
+    if made.isnan().all():
+        return
+    ax.set_ylim(ax.get_ylim())
+    single = not result.is_band
+    for i, row in enumerate(made if single else made.mean(dim=0, keepdim=True)):
+        ax.plot(
+            result.alphas,
+            row,
+            color=COLORS[i % len(COLORS)] if single else BLACK,
+            linestyle="--",
+            linewidth=0.9,
+            label="parabola at 0" if i == 0 else None,
+            zorder=3,
+        )
+
+
+def _common(result: Cut) -> list[Any]:
+    """Return the basin around the center along all directions, if it is known."""
+    if math.isnan(result.level) or not bool((result.alphas == 0).any()):
+        return []
+    found = [result.basin(i, result.level) for i in range(len(result.directions))]
+    return [(max(basin.low for basin in found), min(basin.high for basin in found))]
+
+
+def _basins(ax: Axes, basins: Sequence[Any], level: float, name: str) -> list[Any]:
+    """Shade intervals in which the loss of this name is below a level, each once."""
+    part = name.rpartition("_")[0]
+    label = f"{part} loss < {level:.3g}".lstrip()
+    shades = [
+        ax.axvspan(low, high, color=GRAY, alpha=0.2, linewidth=0, zorder=0, label=label)
+        for low, high in {basin[:2] for basin in basins}
+    ]
+    return shades[:1]
+
+
+def _crosses(ax: Axes, alphas: Tensor, values: Mapping[str, Tensor]) -> list[Line2D]:
+    """Mark where a value is not finite."""
+    lost = torch.stack([~x.isfinite().view(-1, len(alphas)).all(dim=0) for x in values.values()])
+    x = alphas[lost.any(dim=0)]
+    if not len(x):
+        return []
+    return ax.plot(
+        x,
+        torch.full_like(x, 0.97),
+        "x",
+        color=BLACK,
+        markersize=5,
+        transform=ax.get_xaxis_transform(),
+        label="not finite",
+    )
 
 
 def eigenvalues(result: Eigenpairs, ax: Axes, *, label: str | None = None, style: int = 0) -> None:
@@ -612,6 +786,14 @@ def _trajectory_figure(result: Trajectory) -> Figure:
     return made
 
 
+def _cut_figure(result: Cut) -> Figure:
+    rates = any(name.endswith("accuracy") for name in result.values)
+    made = Figure(figsize=(6.6, 5.4 if rates else 3.8), layout="constrained")
+    cuts(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _training_figure(result: Run) -> Figure:
     made = Figure(
         figsize=(6.4, 5.2 if "train_right" in result.history else 3.6), layout="constrained"
@@ -649,7 +831,12 @@ def _shape(panels: int) -> tuple[int, int]:
 
 def _entitle(made: Figure, result: Any) -> None:
     """Write above a figure what its spec says of the network and the data."""
-    made.suptitle("\n".join(_about(result.spec)), fontsize="small", color=DARK)
+    about = _about(result.spec)
+    if isinstance(result, Cut):
+        about.insert(0, f"{result.title}; $\\Vert\\theta\\Vert$ = {result.norm:.4g}")
+    if result.spec.get("batch_norm_layers"):
+        about.append(f"BatchNorm: {result.spec['batch_norm']}")
+    made.suptitle("\n".join(about), fontsize="small", color=DARK)
 
 
 def _about(spec: Mapping[str, Any]) -> list[str]:
@@ -676,7 +863,8 @@ def _about(spec: Mapping[str, Any]) -> list[str]:
 FIGURES: dict[type, Callable[[Any], Figure]] = {
     Run: _training_figure,
     Eigenpairs: _one(eigenvalues, 5, 3.6),
-    Line: _one(line, 5.6, 3.9),
+    Line: _one(partial(line, basins=True, distance=True), 5.6, 4.3),
+    Cut: _cut_figure,
     Sharpness: _one(starts, 5, 3.8),
     SubspaceSharpness: _one(draws, 5, 3.8),
     Trajectory: _trajectory_figure,

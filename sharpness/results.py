@@ -6,12 +6,18 @@ values that says what computed the result, from which operator, objective or run
 options.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
+from sharpness import profiles
+from sharpness.errors import InputError
 from sharpness.records import Record, Shown, library
+
+FEW = 5  # directions that are told one by one
+LEVEL = 0.1  # of the loss, to tell basins at: above all ends of the curves of Keskar et al. (2017)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,12 +85,15 @@ class Eigenpairs(Record):
 
 @dataclass(frozen=True, repr=False)
 class Line(Record):
-    """Loss and metrics at the points (1 - alpha) start + alpha end.
+    """Loss and metrics at points of a line, or of another path, between a start and an end.
 
     >>> import torch
-    >>> alphas = torch.tensor([0.0, 1.0])
-    >>> Line(alphas, {"loss": alphas.square()}, 2.0, {})
-    Line(alphas=[0, 1] float32 (2,), values={'loss'}, distance=2, spec={})
+    >>> alphas = torch.tensor([0.0, 0.5, 1.0])
+    >>> line = Line(alphas, {"loss": 4 * alphas * (1 - alphas)}, 2.0, {})
+    >>> line
+    Line(alphas=[0, 0.5, 1] float32 (3,), values={'loss'}, distance=2, spec={})
+    >>> line.barrier()
+    Barrier(height=1.0, above_chord=1.0, alpha=0.5)
     """
 
     rows: ClassVar[str] = "alphas"
@@ -92,6 +101,106 @@ class Line(Record):
     values: Annotated[dict[str, Tensor], "alphas"]  # (p,) each, such as "train_loss"
     distance: float  # |end - start|, so that alpha times it is a length in parameter space
     spec: dict[str, Any]
+
+    def barrier(self, name: str | None = None) -> profiles.Barrier:
+        """Return how far a loss, or the error where it is an accuracy, rises between the ends.
+
+        Above the mean of both ends (Frankle et al. 2020), and above the straight line between
+        them (Entezari et al. 2022).
+
+        Args:
+            name: One of ``values``. Default: the first loss.
+        """
+        return profiles.barrier(self.alphas, _rising(self.values, name))
+
+    def basin(
+        self, level: float = LEVEL, *, at: float = 0.0, name: str | None = None
+    ) -> profiles.Basin:
+        """Return the interval of alpha around a point in which the loss is below a level."""
+        return profiles.basin(self.alphas, _rising(self.values, name), level, at=at)
+
+    @property
+    def level(self) -> float:
+        """A level of the loss to tell basins at: 0.1, or twice the higher end where that is more.
+
+        NaN where the grid has not both ends, or the loss is not finite there.
+        """
+        ends = [self.values[_loss(self.values)][self.alphas == end] for end in (0, 1)]
+        return _level(max(map(float, ends))) if all(map(len, ends)) else math.nan
+
+    def monotone(self, name: str | None = None) -> profiles.Monotone:
+        """Return the largest rise and fall of a loss or an error between the ends."""
+        return profiles.monotone(self.alphas, _rising(self.values, name))
+
+
+@dataclass(frozen=True, repr=False)
+class Cut(Record):
+    """Loss and metrics at the points center + alpha d, along one direction d or several.
+
+    Beside them is what the gradient and the Hessian say of the loss that the spec names: along d
+    it is f + slope alpha + 1/2 curvature alpha^2, to second order.
+
+    >>> import torch
+    >>> from sharpness.cuts import cut
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> one = torch.ones(1, 1).double()
+    >>> f = Objective(model, [(one, one)], torch.nn.functional.mse_loss)  # (x - 1)^2
+    >>> found = cut(f, torch.zeros(1).double(), one, alphas=torch.tensor([-1.0, 0.0, 1.0]))
+    >>> found.slopes, found.curvatures, torch.equal(found.quadratic(), found.values["loss"])
+    (tensor([-2.], dtype=torch.float64), tensor([2.], dtype=torch.float64), True)
+    """
+
+    rows: ClassVar[str] = "direction"
+    alphas: Annotated[Tensor, "alphas"]  # (p,)  0 is the center
+    directions: Annotated[Tensor, "direction", "parameter"]  # (k, n)  d, as rows
+    lengths: Annotated[Tensor, "direction"]  # (k,)  |d|: alpha times it is a length
+    values: Annotated[dict[str, Tensor], "direction", "alphas"]  # (k, p) each, as "train_loss"
+    slopes: Annotated[Tensor, "direction"]  # (k,)  gradient^T d; NaN if not asked for
+    curvatures: Annotated[Tensor, "direction"]  # (k,)  d^T H d, the second derivative in alpha
+    # (k,)  standard errors as estimates for the data that the examples sample; 0 if they are all
+    curvature_sampling_errors: Annotated[Tensor, "direction"]
+    loss: float  # of which the quadratic is, at the center
+    norm: float  # |theta| of the center
+    spec: dict[str, Any]
+
+    def quadratic(self) -> Tensor:
+        """Return f + slope alpha + 1/2 curvature alpha^2 at the points, (k, p)."""
+        x = self.alphas.double()
+        return self.loss + self.slopes[:, None] * x + self.curvatures[:, None] * x.square() / 2
+
+    @property
+    def level(self) -> float:
+        """A level of the loss to tell basins at: 0.1, or twice the loss at the center."""
+        return _level(self.loss)
+
+    @property
+    def is_band(self) -> bool:
+        """Whether the directions are draws of one kind, or too many to be told one by one."""
+        return self.spec.get("directions", {}).get("kind") == "random" or len(self.lengths) > FEW
+
+    @property
+    def title(self) -> str:
+        """What it is along, in words."""
+        made = self.spec.get("directions", {})
+        count, kind = len(self.directions), made.get("kind", "given")
+        noun = {"random": "random direction", "eigenvectors": "eigenvector"}.get(kind, "direction")
+        words = "along the gradient" if kind == "gradient" else f"along {count} {noun}"
+        words += "s" if count > 1 else ""
+        normalization = made.get("normalization", "none")
+        words += "" if normalization == "none" else f", {normalization} normalization"
+        ignored = made.get("ignore", [])
+        words += f", without {' and '.join(ignored)}" if ignored else ""
+        return words + (", orthogonal" if made.get("orthogonal") else "")
+
+    def basin(self, i: int = 0, level: float = LEVEL, *, name: str | None = None) -> profiles.Basin:
+        """Return the interval of alpha around the center in which the loss is below a level.
+
+        Args:
+            i: Which direction.
+            name: One of ``values``. Default: the first loss.
+        """
+        return profiles.basin(self.alphas, _rising(self.values, name)[i], level)
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,11 +336,34 @@ class Comparison(Record):
         return library("pandas").DataFrame(rows, columns=names)
 
 
-Result = Run | Eigenpairs | Line | Sharpness | SubspaceSharpness | Trajectory | Comparison
+def _loss(values: dict[str, Tensor]) -> str:
+    """Return the name of the first loss."""
+    losses = [key for key in values if key == "loss" or key.endswith("_loss")]
+    if not losses:
+        raise InputError(f"values needs a loss, got {', '.join(values)}: name one of them")
+    return losses[0]
+
+
+def _rising(values: dict[str, Tensor], name: str | None) -> Tensor:
+    """Return a loss, or an error, which like a loss is low where the network is right."""
+    known = _loss(values) if name is None else name
+    if known not in values:
+        raise InputError(f"values needs one of {', '.join(values)}, got {name}: choose one")
+    return 1 - values[known] if known.endswith("accuracy") else values[known]
+
+
+def _level(loss: float) -> float:
+    if not math.isfinite(loss):
+        return math.nan
+    return LEVEL if loss < LEVEL else 2 * loss
+
+
+Result = Run | Eigenpairs | Line | Cut | Sharpness | SubspaceSharpness | Trajectory | Comparison
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
     "Eigenpairs": Eigenpairs,
     "Line": Line,
+    "Cut": Cut,
     "Sharpness": Sharpness,
     "SubspaceSharpness": SubspaceSharpness,
     "Trajectory": Trajectory,

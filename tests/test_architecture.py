@@ -12,7 +12,7 @@ import sharpness
 
 LAYERS = [
     {"errors", "bars"},
-    {"records"},
+    {"records", "profiles"},
     {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
     {"batch_norm"},
     {
@@ -31,7 +31,7 @@ LAYERS = [
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"spectrum", "directions"},
-    {"landscape", "paths", "box_sharpness", "perturbed", "stability", "flatness"},
+    {"landscape", "paths", "cuts", "box_sharpness", "perturbed", "stability", "flatness"},
     {"measures", "trajectory"},
     {"analyses"},
     {"comparison"},

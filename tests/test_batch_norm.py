@@ -417,7 +417,7 @@ def test_a_variance_that_no_number_holds_is_refused() -> None:
     pair = with_variance(a, [1e-200, 1.0, 1.0]), with_variance(b, [1e200, 1.0, 1.0])
     for alpha in (-1.0, 2.0):
         with pytest.raises(ComputationError, match=r"can hold, got others in 1\.running_var at"):
-            line(f, *pair, alphas=torch.tensor([alpha]), batch_norm="interpolate")
+            line(f, *pair, alphas=torch.tensor([0.0, alpha]), batch_norm="interpolate")
 
 
 def test_frozen_between_two_sets_of_statistics_is_refused_with_the_alternatives() -> None:

@@ -331,7 +331,7 @@ def test_impossible_requests_are_refused() -> None:
             filter_normalized(f, ignore=ignore)
     for count in (0, -1, 1.5):
         with pytest.raises(InputError, match="count of at least 1"):
-            filter_normalized(f, count)  # type: ignore[arg-type]
+            filter_normalized(f, count)
     for rows in (f.theta, f.theta[None, :-1], torch.zeros(0, len(f.theta))):
         with pytest.raises(InputError, match="need to be rows"):
             rescaled(f, rows, "none")

@@ -14,6 +14,7 @@ from sharpness.errors import InputError
 from sharpness.results import (
     RESULTS,
     Comparison,
+    Cut,
     Eigenpairs,
     Line,
     Result,
@@ -118,6 +119,7 @@ def test_a_result_and_its_file_are_one_dataset(
     ("kind", "coordinates"),
     [
         ("Line", {"alphas"}),
+        ("Cut", {"alphas"}),
         ("Run", {"update"}),
         ("Trajectory", {"updates"}),
         ("Comparison", {"groups", "seeds", "contrasts"}),
@@ -155,6 +157,10 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         Eigenpairs: lambda r: {
             name: getattr(r, name)
             for name in ("values", "residuals", "sampling_errors", "converged")
+        },
+        Cut: lambda r: {
+            name: getattr(r, name)
+            for name in ("lengths", "slopes", "curvatures", "curvature_sampling_errors")
         },
         Trajectory: lambda r: {
             f.name: getattr(r, f.name) for f in fields(r) if f.name not in ("epsilon", "spec")
