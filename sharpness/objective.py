@@ -47,6 +47,7 @@ COMPUTED_IN = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
+KEPT = 2**32  # bytes of data that are kept at most where they are read many times
 LOOK = 7_346_219  # the seed of torch in a second look at the data: any that no one else takes
 
 
@@ -155,6 +156,7 @@ class Objective:
         self.batches, self.loss, self.metrics = batches, loss, dict(metrics or {})
         self.reduction, self.count, self.statistics = reduction, count, statistics
         self._looked_at: set[str] = set()  # what was found to be the same at a second look
+        self._is_placed = False  # whether the model's parameters are views of theta
         self.shapes = {name: p.shape for name, p in trainable.items()}
         self.theta = flatten(trainable.values()).to(real)  # (n,)
         gemm = in_force(self.theta)
@@ -186,6 +188,52 @@ class Objective:
         other.spec = {**self.spec, "batch_norm": batch_norm}
         other._set_policy(batch_norm)
         return other
+
+    def placed(self, point: Solution) -> "Objective":
+        """Return the same mean loss for many points that are written to its theta, in turn.
+
+        The parameters of its model are views of ``point.theta`` itself, which is its ``theta``:
+        at that tensor, as it is at the time, a batch costs no more than a call of the model, and
+        elsewhere what it costs here. The data are read once and kept on the device, unless they
+        are more than ``KEPT``.
+
+        Args:
+            point: In the dtype and on the device of this objective; its buffers become the
+                model's own.
+        """
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        values = {**point.buffers, **unflatten(point.theta, self.shapes)}
+        frozen = {id(p): p for p in self.model.parameters()}
+        placed = {
+            id(own[name]): nn.Parameter(value, requires_grad=False)
+            if isinstance(own[name], nn.Parameter)
+            else value.clone()
+            for name, value in values.items()
+            if name in own
+        }
+        other = copy(self)
+        other.model = deepcopy(self.model, frozen | placed)
+        other.theta, other._is_placed = point.theta, True
+        other.batches = self._kept(self.batches, "batches")
+        if self.batch_norm == "reestimate" and self.statistics is not None:
+            other.statistics = self._kept(self.statistics, "statistics")
+        other._set_policy(self.batch_norm)
+        return other
+
+    def _kept(self, batches: Batches, name: str) -> Batches:
+        """Return the batches in a list, on the device, unless they are too many."""
+        kept: list[tuple[Inputs, Tensor]] = []
+        left = KEPT
+
+        def keep(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
+            kept.append((inputs, targets))
+            return targets
+
+        for _ in self._each(batches, keep, name):
+            left -= _bytes(kept[-1])
+            if left < 0:
+                return batches
+        return kept
 
     def _set_policy(self, batch_norm: str) -> None:
         require_policy(batch_norm)
@@ -242,15 +290,19 @@ class Objective:
         return z
 
     def _forward(self, here: Solution, inputs: Inputs, *, estimate: bool = False) -> Tensor:
-        values = {**here.buffers, **unflatten(here.theta, self.shapes)}
-        model = self.model
+        values, model = dict(here.buffers), self.model
+        if not (self._is_placed and here.theta is self.theta):
+            values |= unflatten(here.theta, self.shapes)
         if self._by_batch is not None and (estimate or self.batch_norm == "batch"):
             model = self._by_batch
             known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
             values = {name: value for name, value in values.items() if name in known}
         if self.is_widened:
             inputs = _widened(inputs)
-        z: Tensor = functional_call(model, values, *arguments(inputs))
+        args, options = arguments(inputs)
+        z: Tensor = (
+            functional_call(model, values, args, options) if values else model(*args, **options)
+        )
         return z
 
     def _statistics_at(self, here: Solution) -> dict[str, Tensor]:
@@ -543,6 +595,15 @@ def on_device(device: torch.device, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return tuple(on_device(device, part) for part in inputs)
     return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
+def _bytes(inputs: Any) -> int:
+    """Return what the tensors of inputs take."""
+    if isinstance(inputs, dict):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, tuple | list):
+        return sum(map(_bytes, inputs))
+    return inputs.nbytes if isinstance(inputs, Tensor) else 0
 
 
 def _widened(inputs: Any) -> Any:
