@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
     from sharpness.objective import Objective as Objective, accuracy as accuracy
+    from sharpness.planes import convexity as convexity, plane as plane
     from sharpness.problem import (
         objective_of as objective_of,
         read as read,
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
     )
     from sharpness.results import (
         Comparison as Comparison,
+        Convexity as Convexity,
         Cut as Cut,
         Eigenpairs as Eigenpairs,
         Line as Line,
+        Plane as Plane,
         Run as Run,
         Sharpness as Sharpness,
         Solution as Solution,
@@ -81,9 +84,11 @@ HOMES = {
     "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
+    "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
     "line": "landscape",
+    "plane": "planes",
     "subspace_sharpness": "box_sharpness",
     # comparisons
     "compare": "comparison",
@@ -93,9 +98,11 @@ HOMES = {
     "run_numbers": "analyses",
     # results and files
     "Comparison": "results",
+    "Convexity": "results",
     "Cut": "results",
     "Eigenpairs": "results",
     "Line": "results",
+    "Plane": "results",
     "Run": "results",
     "Sharpness": "results",
     "Solution": "results",

@@ -351,7 +351,7 @@ def principal(trajectory: Run | Sequence[Point], count: int = 2) -> Principal:
     >>> found.directions, found.explained
     (tensor([[1., 0., 0.]]), tensor([1.], dtype=torch.float64))
     """
-    points = _points(trajectory) if isinstance(trajectory, Run) else list(trajectory)
+    points = list(trajectory.points.values() if isinstance(trajectory, Run) else trajectory)
     if not 1 <= count < len(points):
         raise InputError(
             f"principal needs 1 <= count < points, got count={count} of a trajectory of "
@@ -533,10 +533,3 @@ def _thetas(points: Sequence[Point]) -> list[Tensor]:
                 f"{tuple(theta.shape)}: take them from the same model"
             )
     return [theta.detach() for theta in thetas]
-
-
-def _points(run: Run) -> list[Point]:
-    """Return start, checkpoints and end; two of as many updates are one."""
-    start = {} if run.start is None else {0: run.start}
-    checkpoints = zip(run.checkpoint_updates.tolist(), run.checkpoints, strict=True)
-    return list((start | dict(checkpoints) | {run.updates: run.end}).values())

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sharpness import profiles
@@ -56,6 +57,13 @@ class Run(Record):
     updates: int
     stopped: str  # "stop_loss", "epochs", "updates", or "read" for a checkpoint
     spec: dict[str, Any]
+
+    @property
+    def points(self) -> dict[int, Solution]:
+        """Start, checkpoints and end by the updates done; two may have been met at one look."""
+        start = {} if self.start is None else {0: self.start}
+        checkpoints = zip(self.checkpoint_updates.tolist(), self.checkpoints, strict=True)
+        return start | dict(checkpoints) | {self.updates: self.end}
 
 
 @dataclass(frozen=True, repr=False)
@@ -358,7 +366,134 @@ def _level(loss: float) -> float:
     return LEVEL if loss < LEVEL else 2 * loss
 
 
-Result = Run | Eigenpairs | Line | Cut | Sharpness | SubspaceSharpness | Trajectory | Comparison
+@dataclass(frozen=True, repr=False)
+class Plane(Record):
+    """Loss and metrics at the points center + alpha u + beta v, and what else lies there.
+
+    Alpha times the first of ``lengths`` is a distance from the center in parameter space. On a
+    path and at solutions, losses are those of the points themselves, wherever they lie; how far
+    from the plane is beside them.
+
+    >>> import torch
+    >>> from sharpness.objective import Objective
+    >>> from sharpness.planes import plane
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> f = Objective(model, [(torch.eye(2), torch.zeros(2, 1))], torch.nn.functional.mse_loss)
+    >>> u, v = torch.eye(2)
+    >>> found = plane(f, torch.zeros(2), u, v, alphas=torch.arange(2), betas=torch.arange(3))
+    >>> found.to_pandas().head(3)  # (alpha^2 + beta^2) / 2
+       alphas  betas  loss
+    0     0.0    0.0   0.0
+    1     0.0    1.0   0.5
+    2     0.0    2.0   2.0
+    """
+
+    rows: ClassVar[str] = "point"
+    alphas: Annotated[Tensor, "alphas"]  # (p,)  coordinates along u, ascending
+    betas: Annotated[Tensor, "betas"]  # (q,)  along v
+    values: Annotated[dict[str, Tensor], "alphas", "betas"]  # (p, q) each, such as "train_loss"
+    axes: Annotated[list[str], "axes"]  # what u and v are, such as "random direction 1"
+    directions: Annotated[Tensor, "axes", "parameter"]  # (2, n)  u and v
+    lengths: Annotated[Tensor, "axes"]  # (2,)  |u| and |v|
+    cosine: float  # of the angle between u and v
+    norm: float  # |theta| at the center, to which distances can be compared
+    path_updates: Annotated[Tensor, "path_updates"]  # (r,) int: updates done at points of a path
+    path: Annotated[Tensor, "path_updates", "axes"]  # (r, 2)  their nearest points, in alpha, beta
+    path_distances: Annotated[Tensor, "path_updates"]  # (r,)  to the plane
+    path_values: Annotated[dict[str, Tensor], "path_updates"]  # (r,) each, such as "path_loss"
+    explained: Annotated[Tensor, "axes"]  # (2,)  shares of the path's variance; NaN without one
+    random_walk: Annotated[Tensor, "axes"]  # (2,)  of a random walk's, its first two components
+    solutions: Annotated[list[str], "solutions"]  # s names of solutions beside the center
+    solution_points: Annotated[Tensor, "solutions", "axes"]  # (s, 2)  their nearest points
+    solution_distances: Annotated[Tensor, "solutions"]  # (s,)  to the plane
+    solution_values: Annotated[dict[str, Tensor], "solutions"]  # (s,) each: "solution_loss"
+    spec: dict[str, Any]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` in long form: a row for each point of the grid.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        return _in_rows(self.alphas, self.betas, self.values)
+
+
+@dataclass(frozen=True, repr=False)
+class Convexity(Record):
+    """The smallest and the largest eigenvalue of the Hessian at center + alpha u + beta v.
+
+    NaN where the loss is not finite.
+
+    >>> import torch
+    >>> from sharpness.objective import Objective
+    >>> from sharpness.planes import convexity
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> f = Objective(model, [(x, torch.zeros(2, 1))], torch.nn.functional.mse_loss)
+    >>> u, v = torch.eye(2)
+    >>> grid = {"alphas": torch.arange(2), "betas": torch.arange(2)}
+    >>> convexity(f, torch.zeros(2), u, v, **grid).ratio.round(decimals=4)  # 1 / 4 everywhere
+    tensor([[0.2500, 0.2500],
+            [0.2500, 0.2500]], dtype=torch.float64)
+    """
+
+    rows: ClassVar[str] = "point"
+    alphas: Annotated[Tensor, "alphas"]  # (p,)
+    betas: Annotated[Tensor, "betas"]  # (q,)
+    smallest: Annotated[Tensor, "alphas", "betas"]  # (p, q)
+    largest: Annotated[Tensor, "alphas", "betas"]  # (p, q)
+    smallest_residuals: Annotated[Tensor, "alphas", "betas"]  # (p, q)  |H v - lambda v|
+    largest_residuals: Annotated[Tensor, "alphas", "betas"]  # (p, q)
+    smallest_converged: Annotated[Tensor, "alphas", "betas"]  # (p, q) bool
+    largest_converged: Annotated[Tensor, "alphas", "betas"]  # (p, q) bool
+    axes: Annotated[list[str], "axes"]  # what u and v are
+    directions: Annotated[Tensor, "axes", "parameter"]  # (2, n)  u and v
+    lengths: Annotated[Tensor, "axes"]  # (2,)  |u| and |v|
+    cosine: float  # of the angle between u and v
+    norm: float  # |theta| at the center
+    products: int  # Hessian-vector products of all points
+    spec: dict[str, Any]
+
+    @property
+    def ratio(self) -> Tensor:
+        """Smallest over largest eigenvalue, (p, q): at least 0 where the loss is convex.
+
+        NaN where the largest is not positive, so that the sign tells nothing.
+        """
+        return torch.where(self.largest > 0, self.smallest / self.largest, torch.nan)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` in long form: a row for each point of the grid.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        names = ["smallest", "largest"]
+        names += [f"{name}_{more}" for more in ("residuals", "converged") for name in names]
+        return _in_rows(self.alphas, self.betas, {name: getattr(self, name) for name in names})
+
+
+def _in_rows(alphas: Tensor, betas: Tensor, values: dict[str, Tensor]) -> Any:
+    """Return a table with a row for each point of a grid."""
+    a, b = torch.meshgrid(alphas, betas, indexing="ij")
+    columns = {"alphas": a, "betas": b, **values}
+    return library("pandas").DataFrame(
+        {name: column.flatten().cpu().numpy() for name, column in columns.items()}
+    )
+
+
+Result = (
+    Run
+    | Eigenpairs
+    | Line
+    | Cut
+    | Sharpness
+    | SubspaceSharpness
+    | Trajectory
+    | Comparison
+    | Plane
+    | Convexity
+)
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
     "Eigenpairs": Eigenpairs,
@@ -368,4 +503,6 @@ RESULTS: dict[str, type[Result]] = {
     "SubspaceSharpness": SubspaceSharpness,
     "Trajectory": Trajectory,
     "Comparison": Comparison,
+    "Plane": Plane,
+    "Convexity": Convexity,
 }

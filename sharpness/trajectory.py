@@ -11,7 +11,7 @@ from sharpness.curvature import Hessian
 from sharpness.errors import InputError
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective
-from sharpness.results import Run, Solution, Trajectory
+from sharpness.results import Run, Trajectory
 
 
 def along_training(
@@ -50,7 +50,7 @@ def along_training(
     >>> found.updates[[0, -1]].tolist(), bool((found.train_loss.diff() < 0).all())
     ([0, 20], True)
     """
-    points = _points(run)
+    points = run.points
     if len(points) < 2:
         raise InputError(
             "along_training needs a run with checkpoints, got one that has but its end: train it "
@@ -88,10 +88,3 @@ def along_training(
             "objective": objective.spec,
         },
     )
-
-
-def _points(run: Run) -> dict[int, Solution]:
-    """Return the solutions by the updates done; two levels may be met at one look."""
-    start = {} if run.start is None else {0: run.start}
-    checkpoints = zip(run.checkpoint_updates.tolist(), run.checkpoints, strict=True)
-    return start | dict(checkpoints) | {run.updates: run.end}
