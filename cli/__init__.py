@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("train", "Train one network and record the run."),
     "eigs": ("eigs", "Top eigenvalues of the Hessian at a solution."),
     "line": ("line", "Loss and accuracy on the line between two solutions."),
+    "plane": ("plane", "Loss and accuracy on a plane, or where it is convex there."),
     "measure": ("measure", "Measures of sharpness at solutions."),
     "along": ("along", "Sharpness along a training, at its checkpoints."),
     "compare": ("compare", "Runs compared: paired effects with their intervals."),
@@ -93,6 +94,7 @@ def sharpness() -> None:
       sharpness train --batch-size 600 -o lb.h5
       sharpness eigs sb.h5 -k 10
       sharpness line sb.h5 lb.h5
+      sharpness plane sb.h5
       sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
 
     \b

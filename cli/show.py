@@ -14,9 +14,11 @@ from sharpness.errors import InputError
 from sharpness.profiles import Basin
 from sharpness.results import (
     Comparison,
+    Convexity,
     Cut,
     Eigenpairs,
     Line,
+    Plane,
     Result,
     Run,
     Sharpness,
@@ -416,6 +418,83 @@ def _comparison(comparison: Comparison) -> list[str]:
     return lines(comparison)
 
 
+def _plane(found: Plane) -> list[str]:
+    center = _at_zero(found)
+    rows = []
+    for name, values in found.values.items():
+        known = values[values.isfinite()]
+        ends = [f"{float(x):.6g}" for x in (known.min(), known.max())] if len(known) else ["-", "-"]
+        here = f"{float(values[center]):.6g}" if center else "-"
+        rows.append([name, here, *ends, str(values.numel() - len(known))])
+    beside = [
+        [
+            label,
+            *(f"{x:.4g}" for x in [*place.tolist(), float(distance)]),
+            *(f"{float(values[i]):.6g}" for values in numbers.values()),
+        ]
+        for labels, places, distances, numbers in (
+            (
+                [f"update {done:,}" for done in found.path_updates.tolist()],
+                found.path,
+                found.path_distances,
+                found.path_values,
+            ),
+            (
+                found.solutions,
+                found.solution_points,
+                found.solution_distances,
+                found.solution_values,
+            ),
+        )
+        for i, (label, place, distance) in enumerate(zip(labels, places, distances, strict=True))
+    ]
+    lines = [*_axes(found), *(_where(spec) for spec in found.spec["objectives"].values())]
+    lines += table(["value", "at the center", "smallest", "largest", "not finite"], rows)
+    if beside:
+        lines += table(["beside it", "alpha", "beta", "distance", *found.values], beside)
+    if len(found.path) > 2:
+        shares, walks = found.explained.tolist(), found.random_walk.tolist()
+        lines += [
+            f"the path's variance along the axes {100 * shares[0]:.1f} % and {100 * shares[1]:.1f}"
+            f" %; a random walk's, along its own, {100 * walks[0]:.1f} % and {100 * walks[1]:.1f} %"
+        ]
+    return lines
+
+
+def _convexity(found: Convexity) -> list[str]:
+    missed = int((~(found.smallest_converged & found.largest_converged)).sum())
+    rows = []
+    for name in ("smallest", "largest", "ratio"):
+        values = getattr(found, name)
+        known = values[values.isfinite()]
+        ends = [f"{float(x):.6g}" for x in (known.min(), known.max())] if len(known) else ["-", "-"]
+        residuals = getattr(found, f"{name}_residuals", values[:0])
+        worst = residuals[residuals.isfinite()]
+        rows.append([name, *ends, f"{float(worst.max()):.1e}" if len(worst) else ""])
+    return [
+        *_axes(found),
+        _where(found.spec["objective"]),
+        *table(["eigenvalue", "smallest", "largest", "residual at most"], rows),
+        f"{found.products:,} products; {missed} of {found.largest.numel()} points NOT converged",
+    ]
+
+
+def _axes(found: Plane | Convexity) -> list[str]:
+    """Return what a plane's axes are, one in a line."""
+    grids = (("alpha", found.alphas), ("beta", found.betas))
+    return [
+        f"{name} {float(grid[0]):g} to {float(grid[-1]):g} in {len(grid)} points along "
+        f"{found.axes[i]}, of length {float(found.lengths[i]):.4g} ({found.norm:.4g} is |theta|)"
+        for i, (name, grid) in enumerate(grids)
+    ] + [f"cosine of the angle between them {found.cosine:.2g}"]
+
+
+def _at_zero(found: Plane) -> tuple[int, int] | None:
+    """Return where the center is in the grid, if it is there."""
+    places = [(grid == 0).nonzero().flatten().tolist() for grid in (found.alphas, found.betas)]
+    return (places[0][0], places[1][0]) if all(places) else None
+
+
 LINES: dict[type, Callable[[Any], list[str]]] = {
     Run: _run,
     Eigenpairs: _eigenpairs,
@@ -425,6 +504,8 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     SubspaceSharpness: _subspace,
     Trajectory: _trajectory,
     Comparison: _comparison,
+    Plane: _plane,
+    Convexity: _convexity,
 }
 
 
@@ -477,6 +558,19 @@ def _comparison_summary(found: Comparison) -> str:
     return f"{len(found.groups)} groups over {len(found.seeds)} seeds, {len(found.values)} measures"
 
 
+def _plane_summary(found: Plane) -> str:
+    name, values = next(iter(found.values.items()))
+    known = values[values.isfinite()]
+    ends = f"{float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else "not finite"
+    return f"{len(found.alphas)} x {len(found.betas)} points, {name} {ends}"
+
+
+def _convexity_summary(found: Convexity) -> str:
+    ratio = found.ratio[found.ratio.isfinite()]
+    ends = f"{float(ratio.min()):.4g} to {float(ratio.max()):.4g}" if len(ratio) else "unknown"
+    return f"{len(found.alphas)} x {len(found.betas)} points, lambda_min / lambda_max {ends}"
+
+
 SUMMARIES: dict[type, Callable[[Any], str]] = {
     Run: _run_summary,
     Eigenpairs: _pairs_summary,
@@ -486,4 +580,6 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     SubspaceSharpness: _subspace_summary,
     Trajectory: _trajectory_summary,
     Comparison: _comparison_summary,
+    Plane: _plane_summary,
+    Convexity: _convexity_summary,
 }

@@ -22,11 +22,20 @@ from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from sharpness.errors import InputError
+from sharpness.plane_plots import (
+    convexity as convexity,
+    levels_of as levels_of,
+    plane as plane,
+    planes as planes,
+    quantities as quantities,
+)
 from sharpness.results import (
     Comparison,
+    Convexity,
     Cut,
     Eigenpairs,
     Line,
+    Plane,
     Result,
     Run,
     Sharpness,
@@ -803,6 +812,28 @@ def _training_figure(result: Run) -> Figure:
     return made
 
 
+def planes_figure(
+    results: Mapping[str, Plane],
+    *,
+    value: str | None = None,
+    kind: str = "filled",
+    unit: Literal["step", "distance", "relative"] = "step",
+) -> Figure:
+    """Return the figure of planes by their titles, beside each other as ``planes`` draws them."""
+    made = Figure(figsize=(1.2 + 4.0 * len(results), 4.6), layout="constrained")
+    planes(results, made, value=value, kind=kind, unit=unit)
+    return made
+
+
+def _plane_figure(result: Plane) -> Figure:
+    kinds = [name.rpartition("_")[2] for name in result.values]
+    rows, columns = len(set(kinds)), max(map(kinds.count, kinds))
+    made = Figure(figsize=(1.2 + 3.6 * columns, 0.6 + 4.0 * rows), layout="constrained")
+    quantities(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _comparison_figure(result: Comparison) -> Figure:
     rows, columns = _shape(len(result.ratios) + len(result.differences))
     longest = max((len(name) for name in result.contrasts), default=0)
@@ -869,4 +900,6 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     SubspaceSharpness: _one(draws, 5, 3.8),
     Trajectory: _trajectory_figure,
     Comparison: _comparison_figure,
+    Plane: _plane_figure,
+    Convexity: _one(convexity, 5.2, 4.4),
 }

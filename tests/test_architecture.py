@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "bars"},
     {"records", "profiles"},
     {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
-    {"batch_norm"},
+    {"batch_norm", "plane_plots"},
     {
         "data",
         "models",
@@ -42,12 +42,13 @@ LAYERS = [
 # These see results, never a model.
 LEAVES = {
     name: {"_version", "errors", "records", "results"}
-    for name in ("reading", "store", "journal", "plots")
+    for name in ("reading", "store", "journal", "plane_plots")
 }
+LEAVES["plots"] = LEAVES["plane_plots"] | {"plane_plots"}
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "plane_plots"},
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},
