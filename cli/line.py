@@ -119,7 +119,7 @@ def command(start: str, end: str | None, **options: Any) -> None:
 def _between(a: Source, b: Source, options: dict[str, Any]) -> None:
     from sharpness.landscape import line
 
-    _require_pair(a, b, options)
+    require_pair(a, b, options)
     asked = {key: x for key, x in options.items() if (key, x) != ("path", OF_TWO["path"])}
     answer(
         beside([a, b], "line", options),
@@ -131,7 +131,7 @@ def _between(a: Source, b: Source, options: dict[str, Any]) -> None:
             b.run.end,
             path=options["path"],
             batch_norm=options["bn"],
-            alphas=_grid(*options["alphas"]),
+            alphas=spaced(*options["alphas"]),
             progress=progress,
         ),
         label="line",
@@ -161,7 +161,7 @@ def _around(a: Source, options: dict[str, Any]) -> None:
             parts,
             a.run.end,
             rows,
-            alphas=_grid(*options["alphas"]),
+            alphas=spaced(*options["alphas"]),
             quadratic=options["quadratic"],
             made=made,
             progress=progress,
@@ -181,7 +181,7 @@ def _parts(a: Source, options: dict[str, Any]) -> dict[str, Any]:
     return {split: objective(a, {**options, "split": split}) for split in ("train", "test")}
 
 
-def _grid(low: float, high: float, points: int) -> Any:
+def spaced(low: float, high: float, points: int) -> Any:
     """Return evenly spaced alphas, those meant to be 0 or 1 exactly so."""
     import torch
 
@@ -191,29 +191,33 @@ def _grid(low: float, high: float, points: int) -> Any:
     return torch.where((alphas - whole).abs() <= rounding, whole, alphas)
 
 
-def _require_pair(a: Source, b: Source, options: dict[str, Any]) -> None:
+def require_pair(a: Source, b: Source, options: dict[str, Any], what: str = "line") -> None:
+    """Refuse two solutions that are not of one network on the same data."""
     if a.sha256 == b.sha256:
-        raise InputError(f"line needs two solutions, got {a.path} and the same again: give another")
+        raise InputError(
+            f"{what} needs two solutions, got {a.path} and the same again: give another"
+        )
     one, other = len(a.run.end.theta), len(b.run.end.theta)
     records = [source.run.spec["train"] for source in (a, b)]
     for key in ("loss", "data"):
         if records[0][key] != records[1][key]:
             raise InputError(
-                f"line needs two runs of one {key}, got {records[0][key]} in {a.path} and "
+                f"{what} needs two runs of one {key}, got {records[0][key]} in {a.path} and "
                 f"{records[1][key]} in {b.path}: choose another pair"
             )
     for key in ("model", "model_options"):
         if records[0][key] != records[1][key] or one != other:
             raise InputError(
-                f"line needs two runs of one architecture, got {a.path} with {records[0]['model']} "
-                f"{records[0]['model_options']} ({one:,} parameters) and {b.path} with "
+                f"{what} needs two runs of one architecture, got {a.path} with "
+                f"{records[0]['model']} {records[0]['model_options']} ({one:,} parameters) and "
+                f"{b.path} with "
                 f"{records[1]['model']} {records[1]['model_options']} ({other:,} parameters)"
                 f"{_difference(a, b, options)}: choose another pair"
             )
     for part in ("train_sha256", "test_sha256"):
         if a.run.spec["data"][part] != b.run.spec["data"][part]:
             raise InputError(
-                f"line needs two runs on the same data, got two different {part[:-7]} parts in "
+                f"{what} needs two runs on the same data, got two different {part[:-7]} parts in "
                 f"{a.path} and {b.path}: give both the same split_seed, size and label noise"
             )
 

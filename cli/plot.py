@@ -18,31 +18,59 @@ from .sources import require_place
 @click.option(
     "--format", "form", type=Name("plots", "FORMATS"), help="[default: that of -o, or png]"
 )
+@click.option(
+    "--kind", type=Name("plots", "KINDS"), help="How a plane is drawn.  [default: filled contours]"
+)
+@click.option("--value", metavar="NAME", help="Of a plane, such as test_loss.  [default: all]")
+@click.option(
+    "--unit",
+    type=Name("plots", "UNITS"),
+    help="Of the axes of a plane: steps along the axes, distances, or those relative to the norm "
+    "of theta.  [default: step]",
+)
 @click.option("--dpi", type=Whole(10, 2400), default=200, help="Pixels in an inch, of png.")
 @click.option("-o", "--output", metavar="PICTURE", help="[default: beside FILE, sb.png of sb.h5]")
 @overwrite
 @reporting
 def command(files: tuple[str, ...], output: str | None, **options: Any) -> None:
-    """Draw the figure of each result FILE: a run, eigenvalues, a line, a measure, a comparison.
+    """Draw the figure of each result FILE: a run, eigenvalues, a line, a plane, a comparison.
+
+    Several planes with one output are drawn in one picture, by the same levels, colors and axes.
 
     \b
     Examples:
       sharpness plot sb.h5 sb.eigs.h5 sb-lb.line.h5
+      sharpness plot sb.plane.h5 --kind surface --value test_loss
+      sharpness plot sb.plane.h5 lb.plane.h5 -o both.pdf
       sharpness plot runs/keskar/comparison.h5 --format pdf
       sharpness plot sb-lb.line.h5 -o line.svg
     """
-    from sharpness.plots import drawn, encoded
+    from sharpness.plots import encoded
+    from sharpness.results import Plane
     from sharpness.store import load, write
 
-    if output and len(files) > 1:
-        raise click.UsageError(f"-o names one picture, got {len(files)} files: leave it out")
     form = _format(options["form"], output)
+    chosen = {key: options[key] for key in ("kind", "value", "unit") if options[key] is not None}
+    results = {name: load(name) for name in files}
+    others = [name for name, result in results.items() if not isinstance(result, Plane)]
+    if chosen and others:
+        option = next(iter(chosen))
+        raise InputError(
+            f"--{option} is for planes, got a {type(results[others[0]]).__name__} in {others[0]}: "
+            "leave it out"
+        )
+    if output and len(results) > 1:
+        if others:
+            raise click.UsageError(f"-o names one picture, got {len(files)} files: leave it out")
+        groups = [(" ".join(results), list(results))]
+    else:
+        groups = [(name, [name]) for name in results]
     made = []
-    for name in files:
-        result = load(name)
+    for name, members in groups:
         path = Path(output) if output else _beside(Path(name), form)
-        picture = encoded(drawn(result), form=form, dpi=options["dpi"])
-        made.append((name, type(result).__name__, path, picture))
+        figure = _figure({member: results[member] for member in members}, chosen)
+        picture = encoded(figure, form=form, dpi=options["dpi"])
+        made.append((name, type(results[members[0]]).__name__, path, picture))
     done = [_is_there(path, picture, options["overwrite"]) for _, _, path, picture in made]
     for (_, _, path, picture), there in zip(made, done, strict=True):
         if not there:
@@ -54,6 +82,17 @@ def command(files: tuple[str, ...], output: str | None, **options: Any) -> None:
             for (name, kind, path, _), there in zip(made, done, strict=True)
         ]
         say(json.dumps(told))
+
+
+def _figure(results: dict[str, Any], chosen: dict[str, Any]) -> Any:
+    """Return the figure of a result, or of planes in one."""
+    from sharpness.plots import drawn, planes_figure
+
+    if len(results) == 1 and not chosen:
+        return drawn(next(iter(results.values())))
+    return planes_figure(
+        {Path(name).name.removesuffix(".h5"): result for name, result in results.items()}, **chosen
+    )
 
 
 def _format(form: str | None, output: str | None) -> str:

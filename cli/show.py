@@ -448,7 +448,7 @@ def _plane(found: Plane) -> list[str]:
         )
         for i, (label, place, distance) in enumerate(zip(labels, places, distances, strict=True))
     ]
-    lines = [*_axes(found), *(_where(spec) for spec in found.spec["objectives"].values())]
+    lines = [*_axes(found), *_grounds(found.spec)]
     lines += table(["value", "at the center", "smallest", "largest", "not finite"], rows)
     if beside:
         lines += table(["beside it", "alpha", "beta", "distance", *found.values], beside)
@@ -473,7 +473,7 @@ def _convexity(found: Convexity) -> list[str]:
         rows.append([name, *ends, f"{float(worst.max()):.1e}" if len(worst) else ""])
     return [
         *_axes(found),
-        _where(found.spec["objective"]),
+        *_grounds({**found.spec, "objectives": {"": found.spec["objective"]}}),
         *table(["eigenvalue", "smallest", "largest", "residual at most"], rows),
         f"{found.products:,} products; {missed} of {found.largest.numel()} points NOT converged",
     ]

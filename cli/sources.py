@@ -126,7 +126,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     for key in ("model", "data", "loss", "dtype"):
         asked[key] = asked[key] or record[key]
     # A default is left out: it is what files stand for that are older than the option.
-    if asked.get("bn") == (None if command == "line" else "frozen"):
+    if asked.get("bn") == (None if command in ("line", "plane") else "frozen"):
         asked.pop("bn", None)
     if not asked.get("fast_gemm"):
         asked.pop("fast_gemm", None)

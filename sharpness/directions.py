@@ -28,6 +28,7 @@ from sharpness.vectors import gaussian, unflatten
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch- and InstanceNorm
 IGNORABLE = ("bias", "norm")
 DIRECTIONS = ("random", "eigenvectors", "gradient")
+AXES = ("random", "eigenvectors", "principal")  # of planes
 
 
 class RandomDirections(Protocol):

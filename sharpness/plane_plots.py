@@ -36,6 +36,7 @@ SUBS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 ROUND = (1, 2, 2.5, 5, 10)  # steps of even levels and ticks
 MOST = 14  # levels
 SMALL, LARGE = 14.0, 130.0  # areas of the points of a path, in points^2
+LINE = 14.5  # points, of a legend
 VIEW = {"elev": 32, "azim": -58}
 
 
@@ -95,8 +96,11 @@ def plane(
     _label(ax, result, unit)
     if colorbar:
         _bar(ax, drawn, marks, _quantity(name) + _policy(result))
-    if legend or title:
-        _legend(ax, handles if legend else [], title)
+    if legend and handles:
+        _legend(ax, handles)
+    if title:
+        lines = sum(1 + str(handle.get_label()).count("\n") for handle in handles) * legend
+        ax.set_title(title, fontsize="medium", pad=6 + LINE * lines)
 
 
 def planes(
@@ -193,10 +197,11 @@ def _row(
         )
         if i and kind != "surface":
             ax.set_ylabel("")
-    places = [_places(result, unit) for _, result, _ in panels]
+    limits = [(*ax.get_xlim(), *ax.get_ylim()) for ax in axes]
+    left, right, low, high = zip(*limits, strict=True)
     for ax in axes:
-        ax.set_xlim(min(x[0] for x, _ in places), max(x[-1] for x, _ in places))
-        ax.set_ylim(min(y[0] for _, y in places), max(y[-1] for _, y in places))
+        ax.set_xlim(min(left), max(right))
+        ax.set_ylim(min(low), max(high))
     names = {_quantity(name) for _, _, name in panels}
     policies = {_policy(result) for _, result, _ in panels}
     words = names.pop() if len(names) == 1 else _quantity(panels[0][2].rpartition("_")[2])
@@ -297,7 +302,8 @@ def _levels(panels: Sequence[tuple[Plane, str]]) -> Grid:
         return _decades(low, high)
     room = 0.5 * (high == low) * max(1.0, abs(low))
     ticks = MaxNLocator(10, steps=ROUND, min_n_ticks=5).tick_values(low - room, high + room)
-    return np.unique(np.clip(ticks, 0, 100) if rates else ticks)  # of which 100 is one
+    marks = np.array([float(f"{tick:.10g}") for tick in ticks])  # rounding must not cut the ends
+    return np.unique(np.clip(marks, 0, 100) if rates else marks)  # of which 100 is one
 
 
 def _decades(low: float, high: float) -> Grid:
@@ -330,12 +336,13 @@ def _flat(ax: Axes, x: Grid, y: Grid, Z: Any, kind: str, marks: Grid, scale: Nor
     if kind == "heat":
         return ax.pcolormesh(x, y, Z, shading="nearest", rasterized=True, **options)
     if kind == "contour":
-        lines = ax.contour(x, y, Z, levels=_between(marks, Z), linewidths=1.4, **options)
+        options |= {"linewidths": 1.4, "linestyles": "solid"}
+        lines = ax.contour(x, y, Z, levels=_between(marks, Z), **options)
         return ScalarMappable(lines.norm, COLORS)
     drawn = ax.contourf(x, y, Z, levels=marks, **options)
     inner = _between(marks, Z)
     if len(inner):
-        ax.contour(x, y, Z, levels=inner, colors=INK, linewidths=0.4, alpha=0.6)
+        ax.contour(x, y, Z, levels=inner, colors=INK, linewidths=0.4, alpha=0.6, linestyles="solid")
     return drawn
 
 
@@ -409,26 +416,33 @@ def _overlay(
         for color, width in (("white", 2.6), (INK, 1.0)):  # a line that shows on every color
             ax.plot(*places.T, *above, "-", color=color, linewidth=width, zorder=5)
         ax.scatter(*places.T, *above, s=areas, c=losses, linewidths=0.8, **options)
-        handles += _path_words(far, areas, name.rpartition("_")[2])
+        handles += _path_words(result, areas, name.rpartition("_")[2])
     for i, title in enumerate(result.solutions):
         place = _numbers(result.solution_points[i]) * sizes
         loss = _shown(name, result.solution_values[f"solution_{name}"])[i : i + 1]
         above = [_height(loss, scale)] if kind == "surface" else []
         marker = MARKERS[i % len(MARKERS)]
         ax.scatter(*place[:, None], *above, s=60, marker=marker, c=loss, linewidths=1.0, **options)
-        words = f"{title}, {float(result.solution_distances[i]):.3g} from the plane"
+        words = f"{title}, {_apart(result, float(result.solution_distances[i]))}"
         handles.append(_mark(marker, 7, words))
     if kind == "surface":
         return handles
     return [_center(ax), *handles]
 
 
-def _path_words(far: Grid, areas: Grid, value: str) -> list[Line2D]:
-    if not far.max() > 0:
-        return [_mark("o", math.sqrt(SMALL), f"path by its own {value}, on the plane")]
-    ends = sorted({int(far.argmin()), int(far.argmax())}, key=lambda i: far[i])
-    words = [f"path by its own {value}, {far[i]:.2g} from the plane" for i in ends]
-    return [_mark("o", math.sqrt(areas[i]), text) for i, text in zip(ends, words, strict=True)]
+def _path_words(result: Plane, areas: Grid, value: str) -> list[Line2D]:
+    """Return the points of a path that are the nearest to the plane and the farthest."""
+    far = _numbers(result.path_distances)
+    words = {
+        f"path by its own {value}, {_apart(result, far[i])}": i
+        for i in (int(far.argmin()), int(far.argmax()))
+    }
+    return [_mark("o", math.sqrt(areas[i]), text) for text, i in words.items()]
+
+
+def _apart(result: Plane, distance: float) -> str:
+    rounding = 1e-6 * max(result.norm, float(result.lengths.max()))
+    return f"{distance:.2g} from the plane" if distance > rounding else "on the plane"
 
 
 def _mark(marker: str, size: float, label: str) -> Line2D:
@@ -453,11 +467,18 @@ def _bar(axes: Any, drawn: Any, marks: Grid, words: str) -> None:
     bar = _figure(first).colorbar(drawn, ax=axes, **beside)
     step = 1 + (len(marks) - 1) // MOST
     bar.ax.yaxis.set_major_locator(FixedLocator(list(marks[::step])))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda z, _: f"{z:.4g}"))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda z, _: _number(z)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.ax.tick_params(labelsize="small")
     bar.set_label(words)
+
+
+def _number(z: float) -> str:
+    if z == 0 or 1e-3 <= abs(z) < 1e4:
+        return f"{z:.4g}"
+    digits, power = f"{z:.3e}".split("e")
+    return rf"${float(digits):g}\times 10^{{{int(power)}}}$".replace(r"1\times ", "", 1)
 
 
 def _figure(ax: Axes) -> Figure:
@@ -466,21 +487,16 @@ def _figure(ax: Axes) -> Figure:
     return made
 
 
-def _legend(ax: Axes, handles: list[Any], title: str = "") -> None:
+def _legend(ax: Axes, handles: list[Any]) -> None:
     """Write the legend above the axes, where it covers nothing."""
     ax.legend(
         handles=handles,
-        title=title or None,
-        alignment="left",
         fontsize="small",
-        title_fontsize="medium",
         frameon=False,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         borderaxespad=0.2,
         handletextpad=0.5,
-        ncols=1 if len(handles) < 4 or hasattr(ax, "zaxis") else 2,
-        columnspacing=1.0,
     )
 
 
@@ -510,9 +526,8 @@ def _axis(result: Plane | Convexity, i: int, unit: Unit) -> str:
     }[unit]
     if isinstance(result, Plane) and len(result.path) > 2:
         share, walk = float(result.explained[i]), float(result.random_walk[i])
-        words += (
-            f"\n{100 * share:.2g} % of the path's variance, of a random walk's {100 * walk:.2g} %"
-        )
+        words += f"\n{100 * share:.2g} % of the path's variance"
+        words += f"\n(of a random walk's {100 * walk:.2g} %)"
     return words
 
 

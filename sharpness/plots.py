@@ -23,6 +23,8 @@ from torch import Tensor
 
 from sharpness.errors import InputError
 from sharpness.plane_plots import (
+    KINDS as KINDS,
+    UNITS as UNITS,
     convexity as convexity,
     levels_of as levels_of,
     plane as plane,

@@ -157,6 +157,7 @@ def objective_of(
     device: str | None = None,
     micro_batch: int | None = None,
     batch_norm: str = "frozen",
+    metrics: Mapping[str, Measure] | None = None,
     model: Any = None,
     data: Any = None,
     loss: Any = None,
@@ -174,6 +175,7 @@ def objective_of(
         batch_norm: What layers with running statistics do (see ``Objective``); re-estimated ones
             are those of the whole training part, also for a sample or the test part. Under
             ``batch`` all examples are one batch, whose statistics a split would change.
+        metrics: Further means over a batch by name, functions of (outputs, targets).
         model: What the run was made with, where that was an object or where the run came from a
             file that names ``module:function``; likewise ``data`` and ``loss``.
         trust_spec: Import what the run's file names; it can run any code.
@@ -253,7 +255,7 @@ def objective_of(
         problem.model,
         batches(part, micro_batch),
         problem.loss,
-        metrics=problem.metrics,
+        metrics={**problem.metrics, **(metrics or {})},
         batch_norm=batch_norm,
         statistics=statistics,
         spec={

@@ -14,9 +14,11 @@ from sharpness.errors import InputError
 from sharpness.results import (
     RESULTS,
     Comparison,
+    Convexity,
     Cut,
     Eigenpairs,
     Line,
+    Plane,
     Result,
     Run,
     Solution,
@@ -150,6 +152,14 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         row = frame[(frame.group == "LB 600") & (frame.seed == 1) & (frame.measure == "lambda_1")]
         assert row.value.tolist() == [5.0]
         assert frame[frame.group == "LB 600"].reached.tolist() == [True, True, False] * 2
+        return
+    if isinstance(result, Plane | Convexity):
+        q = len(result.betas)
+        assert frame.betas.tolist() == result.betas.tolist() * len(result.alphas)
+        assert frame.alphas[q : 2 * q].tolist() == [float(result.alphas[1])] * q
+        values = result.values if isinstance(result, Plane) else {"largest": result.largest}
+        for name, column in values.items():
+            assert frame[name].tolist() == column.flatten().tolist()
         return
     columns: dict[str, torch.Tensor] = {
         Run: lambda r: r.history,
