@@ -276,6 +276,7 @@ def test_json_is_one_document_and_alone_on_stdout(files: Path, ask: Ask) -> None
         "Run": ["train", *SHORT, "-o", "x.h5"],
         "Eigenpairs": ["eigs", "sb.h5", "-k2"],
         "Line": ["line", "sb.h5", "lb.h5", "--alphas=-1e300:1:3"],
+        "Cut": ["line", "sb.h5", "-n2", "--alphas=-1e300:1:3", "--no-quadratic"],
         "Sharpness": ["measure", "epsilon-sharpness", "sb.h5", *FEW],
     }
     for kind, call in calls.items():
@@ -484,7 +485,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["train"], 2, "-o"),
     (["train", "-o"], 2, "-o"),
     (["eigs"], 2, "RUN"),
-    (["line", "sb.h5"], 2, "END"),
+    (["line"], 2, "START"),
     (["show"], 2, "FILE"),
     # names
     ([*TRAIN, "--model=mlpp"], 2, "mlp"),
@@ -606,8 +607,20 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*LINE, "--alphas=-1:1:nan"], 2, "nan"),
     ([*LINE, "--alphas=-1:1:inf"], 2, "inf"),
     ([*LINE, "--alphas=nan:1:3"], 2, "nan"),
+    ([*LINE, "--alphas=-1:1:1000001"], 2, "1000000"),
+    ([*LINE, "--path=bent"], 2, "linear, curvilinear"),
+    ([*LINE, "--directions=random"], 2, "--directions"),
+    ([*LINE, "--count=2"], 2, "--count"),
+    ([*LINE, "--orthogonal"], 2, "--orthogonal"),
+    (["line", "sb.h5", "--path=linear"], 2, "--path"),
+    (["line", "sb.h5", "--directions=newton"], 2, "random, eigenvectors, gradient"),
+    (["line", "sb.h5", "--normalize=fliter"], 2, "filter, layer, weight, none"),
+    (["line", "sb.h5", "--ignore=biasbn"], 2, "bias, norm"),
+    (["line", "sb.h5", "--directions=gradient", "-n2"], 2, "one direction"),
+    (["line", "sb.h5", "-n0"], 2, "at least 1"),
     # pairs
     (["line", "sb.h5", "wide.h5"], 2, "wide.h5"),
+    (["line", "sb.h5", "wide.h5"], 2, "first in 0.weight, (10, 64) and (4, 64)"),
     (["line", "sb.h5", "split.h5"], 2, "split.h5"),
     (["line", "sb.h5", "sb.h5"], 2, "sb.h5"),
     (["line", "mine.pt", "mine.pt", *BROUGHT], 2, "mine.pt"),

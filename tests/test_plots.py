@@ -18,6 +18,7 @@ from sharpness.errors import InputError
 from sharpness.results import (
     RESULTS,
     Comparison,
+    Cut,
     Eigenpairs,
     Line,
     Result,
@@ -339,3 +340,86 @@ def test_eigenvalues_of_a_sample_show_its_error(results: dict[str, Result]) -> N
     segments = bars.lines[2][0].get_segments()
     half = [float(s[1, 1] - s[0, 1]) / 4 for s in segments]
     assert half == pytest.approx(found.sampling_errors.tolist(), rel=1e-5)
+
+
+def test_a_line_shades_the_basins_of_its_ends_and_has_lengths_above() -> None:
+    loss = 4 * (ALPHAS * (ALPHAS - 1)).square() + 1e-3
+    made = plots.drawn(Line(ALPHAS, {"loss": loss}, 5.0, {}))
+    (ax,) = made.axes
+    level, shades = 0.1, [patch for patch in ax.patches if patch.get_label() == "loss < 0.1"]
+    wanted = [Line(ALPHAS, {"loss": loss}, 5.0, {}).basin(level, at=end)[:2] for end in (0, 1)]
+    found = sorted((p.get_x(), p.get_x() + p.get_width()) for p in shades)
+    assert found == [pytest.approx(basin) for basin in sorted(wanted)]
+    (above,) = ax.child_axes
+    made.draw_without_rendering()
+    assert above.get_xlim() == pytest.approx([5 * x for x in ax.get_xlim()])
+    arc = plots.drawn(Line(ALPHAS, {"loss": loss}, 5.0, {"path": "curvilinear"})).axes[0]
+    assert not arc.child_axes
+    assert "arc" in arc.get_xlabel()
+
+
+def test_what_is_not_finite_has_a_cross() -> None:
+    values = ALPHAS.square() + 0.01
+    values[[1, 5]] = torch.tensor([torch.nan, torch.inf], dtype=torch.float64)
+    ax = plots.drawn(Line(ALPHAS, {"loss": values}, 5.0, {})).axes[0]
+    assert curves(ax)["not finite"].get_xdata().tolist() == ALPHAS[[1, 5]].tolist()
+    assert "not finite" not in curves(plots.drawn(along(["loss"])).axes[0])
+
+
+def cut_along(kind: str, k: int) -> Cut:
+    x = ALPHAS - 0.5
+    loss = 0.01 + torch.arange(1, k + 1)[:, None] * x.square()
+    return Cut(
+        alphas=x,
+        directions=torch.eye(k),
+        lengths=torch.full((k,), 2.0, dtype=torch.float64),
+        values={"train_loss": loss, "train_accuracy": 1 / (1 + loss), "test_loss": 2 * loss},
+        slopes=torch.zeros(k, dtype=torch.float64),
+        curvatures=2 * torch.arange(1, k + 1).double(),
+        curvature_sampling_errors=torch.zeros(k, dtype=torch.float64),
+        loss=0.01,
+        norm=4.0,
+        spec={"directions": {"kind": kind, "converged": [True] * (k - 1) + [False]}},
+    )
+
+
+def test_random_directions_are_a_band_around_their_mean_with_its_parabola() -> None:
+    result = cut_along("random", 3)
+    upper, lower = plots.drawn(result).axes
+    loss = result.values["train_loss"]
+    assert curves(upper)["train, mean of 3"].get_ydata().tolist() == loss.mean(dim=0).tolist()
+    edges = upper.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (loss.min(), loss.max())
+    parabola = curves(upper)["parabola at 0"]
+    np.testing.assert_allclose(parabola.get_ydata(), loss.mean(dim=0))
+    assert parabola.get_linestyle() == "--"
+    assert len(upper.collections) == 2  # train and test
+    percent = 100 * result.values["train_accuracy"].mean(dim=0)
+    assert curves(lower)["train, mean of 3"].get_ydata().tolist() == percent.tolist()
+    (shade,) = upper.patches  # the narrowest of the three, (0.09 / 3)^(1/2) to each side
+    assert shade.get_x() == pytest.approx(result.basin(2).low)
+    assert upper.child_axes[0].get_xlabel().startswith("distance")
+
+
+def test_eigenvectors_have_a_curve_and_a_parabola_each() -> None:
+    result = cut_along("eigenvectors", 3)
+    upper, _ = plots.drawn(result).axes
+    for i, row in enumerate(result.values["train_loss"]):
+        (mine,) = [
+            h for h in upper.get_lines() if str(h.get_label()).startswith(f"$d_{{{i + 1}}}$")
+        ]
+        assert mine.get_ydata().tolist() == row.tolist()
+        assert ("not converged" in mine.get_label()) == (i == 2)
+        assert f"= {2 * (i + 1)}" in mine.get_label()
+    dashed = [h for h in upper.get_lines() if h.get_linestyle() == "--"]
+    assert len(dashed) == 3
+    assert not upper.collections
+
+
+def test_a_parabola_does_not_stretch_the_axis_and_an_unknown_one_is_not_drawn() -> None:
+    result = cut_along("random", 2)
+    low, high = plots.drawn(result).axes[0].get_ylim()
+    steep = replace(result, curvatures=1e6 * result.curvatures)
+    assert plots.drawn(steep).axes[0].get_ylim() == (low, high)
+    unknown = replace(result, curvatures=torch.full((2,), torch.nan, dtype=torch.float64))
+    assert "parabola at 0" not in curves(plots.drawn(unknown).axes[0])
