@@ -56,6 +56,18 @@ def require_alphas(what: str, alphas: Tensor) -> None:
         )
 
 
+def value(alphas: Tensor, values: Tensor, at: float) -> float:
+    """Return the value at a point of the grid.
+
+    Raises:
+        InputError: If the grid has no point there.
+
+    >>> value(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 3.0, 2.0]), 1.0)
+    2.0
+    """
+    return float(values[_index(alphas, at)])
+
+
 def barrier(alphas: Tensor, values: Tensor) -> Barrier:
     """Return the barrier on [0, 1].
 

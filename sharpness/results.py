@@ -133,8 +133,11 @@ class Line(Record):
 
         NaN where the grid has not both ends, or the loss is not finite there.
         """
-        ends = [self.values[_loss(self.values)][self.alphas == end] for end in (0, 1)]
-        return _level(max(map(float, ends))) if all(map(len, ends)) else math.nan
+        loss = self.values[_loss(self.values)]
+        try:
+            return _level(*(profiles.value(self.alphas, loss, end) for end in (0.0, 1.0)))
+        except InputError:
+            return math.nan
 
     def monotone(self, name: str | None = None) -> profiles.Monotone:
         """Return the largest rise and fall of a loss or an error between the ends."""
@@ -360,10 +363,10 @@ def _rising(values: dict[str, Tensor], name: str | None) -> Tensor:
     return 1 - values[known] if known.endswith("accuracy") else values[known]
 
 
-def _level(loss: float) -> float:
-    if not math.isfinite(loss):
+def _level(*losses: float) -> float:
+    if not all(map(math.isfinite, losses)):
         return math.nan
-    return LEVEL if loss < LEVEL else 2 * loss
+    return LEVEL if max(losses) < LEVEL else 2 * max(losses)
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,6 +7,8 @@ import torch
 
 from sharpness.box_sharpness import epsilon_sharpness
 from sharpness.curvature import Hessian
+from sharpness.cuts import cut
+from sharpness.directions import NORMALIZATIONS
 from sharpness.lanczos import eigsh
 from sharpness.landscape import line
 from sharpness.problem import objective_of
@@ -42,3 +44,15 @@ def test_analyses_on_the_gpu_agree_with_those_on_the_cpu(run: Run) -> None:
     assert run.start is not None
     lines = [line(f, run.start, run.end, alphas=alphas).values["loss"] for f in (here, there)]
     torch.testing.assert_close(lines[0], lines[1], rtol=1e-10, atol=0)
+
+
+def test_directions_on_the_gpu_are_those_on_the_cpu_bit_by_bit(run: Run) -> None:
+    here, there = (objective_of(run, device=device) for device in ("cpu", "cuda"))
+    for draw in NORMALIZATIONS.values():
+        one, other = (draw(f, 2, point=run.end, seed=3) for f in (here, there))
+        assert other.device.type == "cuda"
+        assert torch.equal(one, other.cpu())
+    alphas = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    cuts = [cut(f, run.end, one, alphas=alphas) for f in (here, there)]
+    torch.testing.assert_close(cuts[0].values["loss"], cuts[1].values["loss"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(cuts[0].curvatures, cuts[1].curvatures, rtol=1e-8, atol=0)

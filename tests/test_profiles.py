@@ -124,3 +124,11 @@ def test_places_without_a_point_and_levels_below_it_are_refused() -> None:
         basin(X, X.square(), 0.1, at=0.6)
     with pytest.raises(InputError, match="one of loss, got rate"):
         Line(X, {"loss": X}, 1.0, {}).barrier("rate")
+
+
+def test_the_level_is_above_both_ends_or_unknown() -> None:
+    losses = {0.01: 0.1, 0.3: 0.6, nan: nan, inf: nan}
+    for end, level in losses.items():
+        f = torch.where(X > 0.5, end, 0.01)
+        assert Line(X, {"loss": f}, 1.0, {}).level == pytest.approx(level, nan_ok=True)
+    assert isnan(Line(X[:15], {"loss": X[:15]}, 1.0, {}).level)
