@@ -50,7 +50,7 @@ ALPHAS = {1: [-1.0, 1.0, 51], 2: [-1.0, 2.0, 25]}  # Li et al. (2018) and Keskar
     type=Name("directions", "DIRECTIONS"),
     help="Around START, without END.  [default: random]",
 )
-@click.option("-n", "--count", type=Whole(1, 10_000), help="How many directions.  [default: 1]")
+@click.option("-n", "--count", type=Whole(1, 1000), help="How many directions.  [default: 1]")
 @click.option(
     "--normalize",
     type=Name("directions", "NORMALIZATIONS"),

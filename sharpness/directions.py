@@ -360,6 +360,7 @@ def principal(trajectory: Run | Sequence[Point], count: int = 2) -> Principal:
         )
     thetas = _thetas(points)
     rows = torch.stack(thetas).cpu().double()
+    rows = rows - rows[-1]  # exactly 0 if all are the same, which a mean may miss by rounding
     _, sizes, components = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
     if not float(sizes[0]) > 0:
         raise InputError("principal needs points that differ, got one point many times: train on")

@@ -169,8 +169,8 @@ def line(
 ) -> Axes | None:
     """Draw the loss along a line, logarithmic, and the accuracy on a second axis (Keskar, Fig. 3).
 
-    Solid is train, dashed is test. Without an accuracy there is no second axis. A cross above marks
-    a point where something is not finite.
+    Solid is train, dashed is test. Without an accuracy there is no second axis. A cross on the axis
+    marks a point where something is not finite.
 
     Args:
         basins: Shade where the loss is below a level around either end.
@@ -229,7 +229,7 @@ def cuts(result: Cut, made: Figure) -> None:
     Random directions make a band from the lowest to the highest, around their mean; eigenvectors
     and other single directions have a curve each, of the first part. Dashed without markers is the
     parabola that slope and curvature at the center give, and gray where the first loss is below a
-    level along all directions. A cross above marks a point where something is not finite.
+    level along all directions. A cross on the axis marks a point where something is not finite.
     """
     names = [name for name in result.values if name.endswith(("loss", "accuracy"))]
     kinds = sorted({name.rpartition("_")[2] for name in names}, reverse=True)
@@ -267,8 +267,9 @@ def cuts(result: Cut, made: Figure) -> None:
     axes[-1].set_xlabel(
         r"position $\alpha$, a distance" if unit else r"position $\alpha$ along $d$  (0: center)"
     )
-    if not unit and high <= 1.01 * low:
-        _lengths(axes[0], high, r"distance $\alpha \, \Vert d \Vert$")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if not unit and high <= 1.02 * low:  # raw directions of many entries differ by less
+        _lengths(axes[0], (low + high) / 2, r"distance $\alpha \, \Vert d \Vert$")
 
 
 def _lengths(ax: Axes, length: float, name: str) -> None:
@@ -366,11 +367,12 @@ def _crosses(ax: Axes, alphas: Tensor, values: Mapping[str, Tensor]) -> list[Lin
         return []
     return ax.plot(
         x,
-        torch.full_like(x, 0.97),
+        torch.zeros_like(x),
         "x",
         color=BLACK,
         markersize=5,
-        transform=ax.get_xaxis_transform(),
+        transform=ax.get_xaxis_transform(),  # on the axis: above, accuracies are near 100 %
+        clip_on=False,
         label="not finite",
     )
 

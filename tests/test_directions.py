@@ -15,6 +15,7 @@ from sharpness.directions import (
     filter_normalized,
     gradient_direction,
     layer_normalized,
+    make,
     orthogonalized,
     principal,
     projected,
@@ -227,6 +228,43 @@ def test_a_gradient_of_zero_is_no_direction() -> None:
         gradient_direction(f)
 
 
+def test_made_directions_are_what_their_record_says() -> None:
+    f = convolutional()
+    here = 2 * f.theta
+    rows, record = make(f, "random", 2, point=here, ignore=["norm"], seed=3)
+    assert torch.equal(rows, filter_normalized(f, 2, point=here, ignore=["norm"], seed=3))
+    assert record == {
+        "kind": "random",
+        "count": 2,
+        "normalization": "filter",
+        "ignore": ["norm"],
+        "seed": 3,
+    }
+    pairs = eigsh(Hessian(f, here), 2)
+    rows, record = make(f, "eigenvectors", 2, point=here)
+    assert torch.equal(rows, pairs.vectors)
+    assert (record["normalization"], record["converged"]) == ("none", [True, True])
+    rows, _ = make(f, "gradient", point=here, normalization="layer")
+    wanted = rescaled(f, gradient_direction(f, here), "layer", point=here)
+    assert torch.equal(rows, wanted)
+
+
+def test_made_directions_are_orthogonal_where_that_is_asked_for() -> None:
+    f = convolutional()
+    rows, record = make(f, "random", 2, normalization="weight", orthogonal=True)
+    assert record["orthogonal"]
+    assert torch.equal(rows, orthogonalized(weight_normalized(f, 2)))
+    assert abs(float(torch.cosine_similarity(*rows, dim=0))) < 1e-14
+
+
+def test_unknown_kinds_and_more_than_one_gradient_are_refused() -> None:
+    f = convolutional()
+    with pytest.raises(InputError, match="random, eigenvectors, gradient, got 'newton'"):
+        make(f, "newton")
+    with pytest.raises(InputError, match="one direction, got a count of 2"):
+        make(f, "gradient", 2)
+
+
 def planted(points: int, sizes: Sequence[float] = (3.0, 1.0)) -> tuple[Tensor, Tensor, Tensor]:
     """Orthonormal axes (2, n), uncorrelated coordinates (points, 2), the points themselves."""
     axes = torch.linalg.qr(torch.randn(30, 2).double())[0].T
@@ -299,7 +337,7 @@ def test_too_short_trajectories_are_refused() -> None:
     with pytest.raises(InputError, match="count=0"):
         principal(points, 0)
     with pytest.raises(InputError, match="points that differ"):
-        principal([points[0]] * 3, 1)
+        principal([torch.randn(1000, dtype=torch.float64)] * 7, 1)
 
 
 def test_coordinates_on_oblique_axes_are_least_squares() -> None:
