@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from sharpness.batch_norm import layers
 from sharpness.curvature import Hessian
 from sharpness.errors import InputError
+from sharpness.grid import evaluated
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.profiles import require_alphas
 from sharpness.results import Cut, Solution
@@ -117,24 +117,24 @@ def _values(
     progress: Callable[[int, int | None, str], None] | None,
 ) -> dict[str, Tensor]:
     """Return loss and metrics by name, (k, p) each."""
-    values: dict[str, list[Tensor]] = {}
-    done = 0
-    for i, row in enumerate(rows):
-        for alpha in alphas.tolist():
-            for name, objective in named.items():
-                piece = f"{name} {i} {alpha!r}" if alpha else f"{name} center"
-                if piece not in pieces:
-                    point = replace(here, theta=here.theta + alpha * row) if alpha else here
-                    measured = objective.evaluate(point)
-                    pieces[piece] = torch.stack(list(measured.values())).cpu()
-                keys = [f"{name}_{key}" if name else key for key in ("loss", *objective.metrics)]
-                for key, value in zip(keys, pieces[piece], strict=True):
-                    values.setdefault(key, []).append(value)
-            done += 1
-            if progress:
-                progress(done, len(rows) * len(alphas), f"direction {i + 1}, alpha {alpha:.3g}")
-    shape = (len(rows), len(alphas))
-    return {key: torch.stack(column).view(shape) for key, column in values.items()}
+    places = [(i, alpha) for i in range(len(rows)) for alpha in alphas.tolist()]
+    points = [f"{i} {alpha!r}" if alpha else "center" for i, alpha in places]
+
+    def write(number: int, theta: Tensor) -> dict[str, Tensor]:
+        i, alpha = places[number]
+        if alpha:
+            torch.mul(rows[i], alpha, out=theta).add_(here.theta)
+        else:
+            theta.copy_(here.theta)
+        return {}
+
+    def told(done: int, total: int | None, point: str) -> None:
+        if progress:
+            i, alpha = places[done - 1]
+            progress(done, total, f"direction {i + 1}, alpha {alpha:.3g}")
+
+    values = evaluated(named, here, points, write, pieces=pieces, progress=told)
+    return {key: column.view(len(rows), len(alphas)) for key, column in values.items()}
 
 
 def _derivatives(objective: Objective, here: Solution, rows: Tensor) -> tuple[Tensor, ...]:

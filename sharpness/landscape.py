@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, MutableMapping
 import torch
 from torch import Tensor
 
-from sharpness.batch_norm import layers, mixed_variance, require_policy
+from sharpness.batch_norm import layers, mixed_variance
 from sharpness.errors import InputError
+from sharpness.grid import evaluated, joined, moved_statistics, policy_of
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.profiles import require_alphas
 from sharpness.results import Line, Solution
@@ -67,26 +68,29 @@ def line(
     require_alphas("line", alphas)
     if path not in PATHS:
         raise InputError(f"a path needs to be one of {', '.join(PATHS)}, got {path!r}: choose one")
-    a, b = _ends(start, end, next(iter(named.values())))
-    policy = _policy(batch_norm, named, a, b)
+    a, b = joined("line", [start, end], next(iter(named.values())))
+    if torch.equal(a.theta, b.theta) and not moved_statistics([a, b]):
+        raise InputError("line needs two solutions, got the same twice: give another")
+    policy = policy_of("line", batch_norm, named, [a, b])
     named = {name: objective.under(policy) for name, objective in named.items()}
     LOG.info("line: %d points of %d objectives", len(alphas), len(named))
-    pieces = {} if pieces is None else pieces
-    values: dict[str, list[Tensor]] = {}
-    for done, alpha in enumerate(alphas.tolist(), start=1):
-        for name, objective in named.items():
-            keys = [f"{name}_{key}" if name else key for key in ("loss", *objective.metrics)]
-            piece = f"{name} {alpha!r}"
-            if piece not in pieces:
-                measured = objective.evaluate(_between(a, b, alpha, path, policy))
-                pieces[piece] = torch.stack(list(measured.values())).cpu()
-            for key, value in zip(keys, pieces[piece], strict=True):
-                values.setdefault(key, []).append(value)
+    places = alphas.tolist()
+    other = torch.empty_like(b.theta)
+
+    def write(i: int, theta: Tensor) -> dict[str, Tensor]:
+        of_a, of_b = PATHS[path](places[i])
+        torch.mul(b.theta, of_b, out=other)
+        torch.mul(a.theta, of_a, out=theta).add_(other)
+        return _mixed(a, b, places[i]) if policy == "interpolate" else {}
+
+    def told(done: int, total: int | None, point: str) -> None:
         if progress:
-            progress(done, len(alphas), f"alpha {alpha:.3g}")
+            progress(done, total, f"alpha {places[done - 1]:.3g}")
+
+    values = evaluated(named, a, [repr(x) for x in places], write, pieces=pieces, progress=told)
     return Line(
         alphas=alphas,
-        values={key: torch.stack(column) for key, column in values.items()},
+        values=values,
         distance=float(torch.linalg.vector_norm(b.theta - a.theta, dtype=torch.float64)),
         spec={
             "algorithm": "line",
@@ -98,62 +102,6 @@ def line(
             "objectives": {name: objective.spec for name, objective in named.items()},
         },
     )
-
-
-def _ends(start: Point, end: Point, objective: Objective) -> tuple[Solution, Solution]:
-    shapes = [(p.theta if isinstance(p, Solution) else p).shape for p in (start, end)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"line needs two ends of one shape (n,), got {tuple(shapes[0])} and "
-            f"{tuple(shapes[1])}: take both from the same model"
-        )
-    a, b = objective.at(start), objective.at(end)
-    if not isinstance(start, Solution):
-        a = Solution(a.theta, b.buffers)
-    if not isinstance(end, Solution):
-        b = Solution(b.theta, a.buffers)
-    model = objective.model
-    names = a.buffers.keys() | b.buffers.keys()
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    missing = {name: own[name].detach() for name in names if name in own}
-    a, b = (Solution(x.theta, {**missing, **x.buffers}) for x in (a, b))
-    norms = {f"{layer}.{name}" for layer, part in layers(model).items() for name in part._buffers}
-    for name in sorted(names):
-        one, other = a.buffers.get(name), b.buffers.get(name)
-        if one is None or other is None or not (name in norms or torch.equal(one, other)):
-            raise InputError(
-                "line needs solutions that differ in theta and BatchNorm's statistics alone, got "
-                f"two of {name}: choose another pair"
-            )
-    if torch.equal(a.theta, b.theta) and all(
-        torch.equal(a.buffers[name], b.buffers[name]) for name in names
-    ):
-        raise InputError("line needs two solutions, got the same twice: give another")
-    return a, b
-
-
-def _policy(asked: str | None, named: Mapping[str, Objective], a: Solution, b: Solution) -> str:
-    """Return the policy that is in force between these ends."""
-    counts = "num_batches_tracked"
-    moved = [
-        name
-        for name in a.buffers
-        if not (name.endswith(counts) or torch.equal(a.buffers[name], b.buffers[name]))
-    ]
-    own = sorted({objective.batch_norm for objective in named.values()})
-    if asked is None and len(own) > 1:
-        raise InputError(
-            f"line needs objectives of one BatchNorm policy, got {', '.join(own)}: choose one"
-        )
-    if asked is None:
-        return "reestimate" if own == ["frozen"] and moved else own[0]
-    require_policy(asked)
-    if asked == "frozen" and moved:
-        raise InputError(
-            f"frozen needs the same running statistics at both ends, got two of {moved[0]}: choose "
-            "reestimate, interpolate or batch"
-        )
-    return asked
 
 
 def _straight(alpha: float) -> tuple[float, float]:
@@ -174,15 +122,13 @@ PATHS: dict[str, Callable[[float], tuple[float, float]]] = {
 }
 
 
-def _between(a: Solution, b: Solution, alpha: float, path: str, policy: str) -> Solution:
-    of_a, of_b = PATHS[path](alpha)
-    theta = of_a * a.theta + of_b * b.theta
-    buffers = dict(a.buffers)
-    if policy == "interpolate":
-        for name, one in a.buffers.items():
-            other = b.buffers[name]
-            if name.endswith("running_var"):
-                buffers[name] = mixed_variance(name, one, other, alpha)
-            elif name.endswith("running_mean"):
-                buffers[name] = torch.where(one == other, one, (1 - alpha) * one + alpha * other)
-    return Solution(theta, buffers)
+def _mixed(a: Solution, b: Solution, alpha: float) -> dict[str, Tensor]:
+    """Return the running statistics between two solutions."""
+    buffers = {}
+    for name, one in a.buffers.items():
+        other = b.buffers[name]
+        if name.endswith("running_var"):
+            buffers[name] = mixed_variance(name, one, other, alpha)
+        elif name.endswith("running_mean"):
+            buffers[name] = torch.where(one == other, one, (1 - alpha) * one + alpha * other)
+    return buffers
