@@ -17,6 +17,7 @@ from typing import Any
 import click
 import torch
 
+from . import landscapes
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -143,6 +144,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "engines": engines,
     "solvers": solvers,
     "floor": floor,
+    "landscapes": landscapes.landscapes,
 }
 
 
@@ -159,7 +161,7 @@ def machine() -> dict[str, Any]:
         "MKL": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
         "oneDNN": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
         "scipy": version("scipy"),
-        **{name: _version(name) for name in PACKAGES.values()},
+        **{name: _version(name) for name in [*PACKAGES.values(), *landscapes.PACKAGES.values()]},
     }
 
 

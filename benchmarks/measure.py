@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sharpness as sh
 from sharpness.vectors import gaussian
 
+from .landscapes import points
 from .solvers import SOLVERS, true_residual
 from .workloads import SOLVED, Workload, make, tiny
 
@@ -98,6 +99,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "gradient": gradient,
     "product": product,
     "solve": solve,
+    "points": points,
 }
 
 

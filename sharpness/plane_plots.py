@@ -285,11 +285,11 @@ def levels_of(results: Sequence[Plane], value: str | None = None) -> Grid:
 def _levels(panels: Sequence[tuple[Plane, str]]) -> Grid:
     parts = []
     for result, name in panels:
-        marks = (result.path_values, result.solution_values)
+        beside = (result.path_values, result.solution_values)
         parts += [_shown(name, result.values[name]).ravel()]
         parts += [
             _shown(name, part[f"{kind}_{name}"])
-            for kind, part in zip(("path", "solution"), marks, strict=True)
+            for kind, part in zip(("path", "solution"), beside, strict=True)
             if f"{kind}_{name}" in part
         ]
     known = np.concatenate(parts)

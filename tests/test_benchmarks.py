@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import landscapes
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
@@ -126,3 +127,11 @@ def test_where_the_faster_product_is_refused_the_page_says_so_and_the_rest_goes_
     )
     bar = "| time of curvlinops over ours with fast_gemm, W1 | at least 2.20 | not measured | |"
     assert bar in text
+
+
+def test_ours_and_the_bare_passes_have_the_same_loss_and_as_many_points() -> None:
+    found = landscapes.ours(tiny()).values["loss"]
+    passes = landscapes.bare(tiny())
+    assert found.numel() == len(passes)
+    f = tiny().objective()
+    assert passes[0] == pytest.approx(float(f.value(f.theta)), rel=1e-6)
