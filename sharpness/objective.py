@@ -222,12 +222,15 @@ class Objective:
 
     def _kept(self, batches: Batches, name: str) -> Batches:
         """Return the batches in a list, on the device, unless they are too many."""
-        kept: list[tuple[Inputs, Tensor]] = []
+        kept: list[Any] = []
         left = KEPT
 
-        def keep(i: int, inputs: Inputs, targets: Tensor) -> Tensor:
-            kept.append((inputs, targets))
-            return targets
+        def keep(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            if isinstance(targets, Weighted):
+                kept.append((inputs, targets.targets, targets.weights))
+            else:
+                kept.append((inputs, targets))
+            return self.theta.new_zeros(())
 
         for _ in self._each(batches, keep, name):
             left -= _bytes(kept[-1])

@@ -127,6 +127,20 @@ def test_a_derivative_can_be_taken_while_a_grid_is_there() -> None:
     assert torch.equal(placed.gradient(placed.theta), f.gradient(f.theta))
 
 
+def test_weights_of_examples_weigh_at_every_point() -> None:
+    X, y, w = torch.randn(6, 4), torch.arange(6) % 4, torch.rand(6)
+    batches = [(X[:4], y[:4], w[:4]), (X[4:], y[4:], w[4:])]
+    loss = nn.CrossEntropyLoss(reduction="none")
+    f = Objective(nn.Linear(4, 4), batches, loss, reduction="none", metrics={"hit": accuracy})
+    points = torch.randn(2, 20)
+    found = at(f, points)
+    for i, point in enumerate(points):
+        assert {name: float(x[i]) for name, x in found.items()} == f.evaluate(point)
+        z = torch.nn.functional.linear(X, point[:16].view(4, 4), point[16:])
+        want = float((w * loss(z, y)).sum() / w.sum())
+        assert float(found["loss"][i]) == pytest.approx(want, rel=1e-6)
+
+
 class Reader:
     """Batches that are read from somewhere, once for each pass."""
 
