@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .__main__ import Session
 
 NAMES = ("W1", "W2", "W3")
-STEPS = 7  # points along each axis of one plane
+STEPS = 5  # points along each axis of one plane
 ROUNDS = 3  # planes of one process, after one that is not counted
 PACKAGES = {"loss_landscapes": "loss-landscapes"}
 Cut = list[tuple[Tensor, Tensor]]  # the data in micro-batches
