@@ -289,9 +289,8 @@ def _writer(
     def write(i: int, theta: Tensor) -> Mapping[str, Tensor]:
         nonlocal written
         if i >= len(a) * len(b):
-            mark = marks[i - len(a) * len(b)]
-            theta.copy_(mark.theta)
-            return mark.buffers
+            theta.copy_(marks[i - len(a) * len(b)].theta)
+            return {}  # its statistics are the center's, or of no account under the policy
         if i // len(b) != written:
             written = i // len(b)
             torch.add(here.theta, u, alpha=a[written], out=row)
