@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sharpness.bars import Progress
@@ -18,11 +20,17 @@ BEYOND = 15  # products beside the pairs that even an easy spectrum takes, those
 
 
 class Account:
-    """The products and seconds of one search for k eigenpairs of A, told on stderr."""
+    """The products and seconds of one search for k eigenpairs, told on stderr."""
 
-    def __init__(self, A: "Curvature", k: int) -> None:
-        self.A, self.k = A, k
-        self.begun, self.is_told = time.perf_counter(), False
+    def __init__(self, k: int) -> None:
+        self.k, self.is_told, self.total = k, False, 0.0
+
+    @contextmanager
+    def of(self, A: "Curvature") -> Iterator[None]:
+        """Take the time of a search for eigenpairs of A."""
+        self.A, begun = A, time.perf_counter()
+        yield
+        self.total = time.perf_counter() - begun
 
     def told(self, progress: Progress) -> Progress:
         """Return the callback that estimates the time once it can, and goes on to another."""
@@ -36,21 +44,20 @@ class Account:
         return called
 
     def _estimate(self) -> None:
-        least = min(self.A.size, self.k + BEYOND)
-        seconds = self.A.seconds / self.A.products * least
-        if seconds > LONG:
+        each, least = self.A.seconds / self.A.products, min(self.A.size, self.k + BEYOND)
+        if least * each > LONG:
             note(
-                f"a product takes about {_duration(self.A.seconds / self.A.products)}: at least "
-                f"{least} of them, {_duration(seconds)}, and more where eigenvalues lie close"
+                f"a product takes about {_duration(each)}: at least {least} of them, "
+                f"{_duration(least * each)}, and more where eigenvalues lie close"
             )
 
     def close(self) -> None:
         """Tell what was spent."""
-        A, total = self.A, time.perf_counter() - self.begun
+        A = self.A
         note(
             f"{A.products} products of {_duration(A.seconds / A.products)}, "
-            f"{1 - A.seconds / total:.0%} of {_duration(total)} beside them, engine {A.engine}, "
-            f"peak memory {_peak(A) / 2**20:,.0f} MiB"
+            f"{1 - A.seconds / self.total:.0%} of {_duration(self.total)} beside them, "
+            f"engine {A.engine}, peak memory {_peak(A) / 2**20:,.0f} MiB"
         )
 
 

@@ -72,14 +72,14 @@ def command(run: str, **options: Any) -> None:
     opened_run, half = opened(run, options), options["memory"] // 2
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
 
+    account = Account(options["k"])
+
     def compute(progress: Progress) -> Any:
         A = OPERATORS[options["operator"]](
             objective(opened_run, options), engine=options["engine"], memory=half
         )
-        account = Account(A, options["k"])
-        pairs = eigsh(A, **chosen, memory=half, progress=account.told(progress))
-        account.close()
-        return pairs
+        with account.of(A):
+            return eigsh(A, **chosen, memory=half, progress=account.told(progress))
 
     answer(
         beside([opened_run], "eigs", options),
@@ -88,4 +88,5 @@ def command(run: str, **options: Any) -> None:
         compute,
         label="eigs",
         unit="products",
+        account=account.close,
     )

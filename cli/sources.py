@@ -158,8 +158,13 @@ def answer(
     *,
     label: str,
     unit: str,
+    account: Callable[[], None] | None = None,
 ) -> None:
-    """Compute, save and print a result, unless the file that answers the request is there."""
+    """Compute, save and print a result, unless the file that answers the request is there.
+
+    Args:
+        account: Called at last, to tell what was spent.
+    """
     from sharpness.store import load, reuse, save
 
     require_place(path)
@@ -178,6 +183,8 @@ def answer(
     save(path, result, request=asked, overwrite=options["overwrite"])
     report(result, as_json=options["as_json"])
     note(f"wrote {path}")
+    if account:
+        account()
 
 
 def require_place(path: Path) -> None:
