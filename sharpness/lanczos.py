@@ -144,7 +144,7 @@ def eigsh(
     LOG.info("eigsh: %d products, %d of %d pairs converged", counted.spent, int(settled.sum()), k)
     basis.P = None  # before the vectors take its place
     vectors = Q[:k].clone()  # not a view, which would hold all m
-    gram = torch.stack([inner(vectors, v) for v in vectors])
+    gram = inner(vectors, vectors.T)
     return Eigenpairs(
         values=values,
         vectors=vectors,

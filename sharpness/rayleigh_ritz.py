@@ -18,7 +18,7 @@ from sharpness.errors import ComputationError
 
 Key = Callable[[Tensor], Tensor]
 
-BLOCK = 2**14  # terms of one float32 sum
+BLOCK = 2**16  # terms of one float32 sum
 PANEL = 2**16  # columns that are rotated at a time, so that no second basis is needed
 CANCELLED = 0.7  # of a vector is left at most: its part in the basis is subtracted once more
 
@@ -74,23 +74,29 @@ class Basis:
         for _ in range(2):
             far = inner(Q[: j + 1], w)
             w = w - far @ Q[: j + 1]
-            E = torch.cat([self.F, w[None]])
             # All in one transfer, for each of them waits for a GPU.
-            found = torch.cat([near, far, *(inner(E, e) for e in E)]).double().cpu()
+            found = torch.cat([near, far, *self._gram(w)]).double().cpu()
             if not torch.isfinite(found).all():
                 raise ComputationError(
                     "eigsh met a product that is not finite: look at the loss there"
                 )
-            by_near, by_far, squares = torch.split(found, [len(near), j + 1, len(E) ** 2])
+            r = len(self.F) + 1
+            by_near, by_far, squares = torch.split(found, [len(near), j + 1, r * r])
             row[j + 1 - len(near) :] += by_near
             row += by_far
             near = near[:0]  # is counted
-            self.gram = squares.view(len(E), len(E))
+            self.gram = squares.view(r, r)
             self.beta = math.sqrt(float(self.gram[-1, -1]))
             if self.beta >= CANCELLED * math.hypot(self.beta, float(by_far.norm())):
                 break
         self.T[j, : j + 1], self.next, self.is_chained = row, w, True
         self._forget()
+
+    def _gram(self, w: Tensor) -> list[Tensor]:
+        """Return the rows of the Gram matrix of the rests and w, whose norm is squared last."""
+        last = inner(self.F, w) if len(self.F) else w[:0]
+        rows = [torch.cat([inner(self.F, f), x[None]]) for f, x in zip(self.F, last, strict=True)]
+        return [*rows, last, (w * w).sum()[None]]
 
     def turn(self, w: Tensor) -> None:
         """Let the next row be along w; the rest of the last one is kept."""
@@ -183,8 +189,8 @@ class Basis:
 
 def inner(Q: Tensor, w: Tensor) -> Tensor:
     """Return Q w, block by block: a float32 sum of a million terms keeps but four digits."""
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(w), BLOCK)]
-    return torch.stack([Q[:, block] @ w[block] for block in blocks]).sum(dim=0)
+    blocks = zip(torch.split(Q, BLOCK, dim=1), torch.split(w, BLOCK), strict=True)
+    return torch.stack([q @ x for q, x in blocks]).sum(dim=0)
 
 
 def _panels(Q: Tensor) -> Iterator[slice]:
