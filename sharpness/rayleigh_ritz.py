@@ -18,7 +18,7 @@ from sharpness.errors import ComputationError
 
 Key = Callable[[Tensor], Tensor]
 
-BLOCK = 2**16  # terms of one float32 sum
+BLOCK = 2**14  # terms of one float32 sum
 PANEL = 2**16  # columns that are rotated at a time, so that no second basis is needed
 CANCELLED = 0.7  # of a vector is left at most: its part in the basis is subtracted once more
 
