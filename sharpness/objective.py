@@ -21,6 +21,7 @@ from sharpness.batch_norm import by_batch, copied, layers, pooled, require_polic
 from sharpness.distributed import mean_over_ranks
 from sharpness.errors import ComputationError, InputError
 from sharpness.gemm import in_force
+from sharpness.heap import keep_heap
 from sharpness.names import located, named
 from sharpness.results import Solution
 from sharpness.vectors import digest, flatten, unflatten
@@ -159,6 +160,7 @@ class Objective:
         self._is_placed = False  # whether the model's parameters are views of theta
         self.shapes = {name: p.shape for name, p in trainable.items()}
         self.theta = flatten(trainable.values()).to(real)  # (n,)
+        keep_heap()
         gemm = in_force(self.theta)
         self.spec = {
             "objective": named(type(model)),

@@ -419,6 +419,8 @@ def usable_device(name: str) -> torch.device:
             f"device needs one that is here, got {name} and {torch.cuda.device_count()} CUDA "
             "devices: use cpu"
         )
+    if where.type == "cpu" and where.index:
+        raise InputError(f"device needs one that is here, got {name} and one CPU: use cpu")
     if where.type not in ("cpu", "cuda"):
         raise InputError(f"device needs to be cpu or cuda, got {name}: choose one of them")
     return where

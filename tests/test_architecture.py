@@ -11,7 +11,7 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars"},
+    {"errors", "bars", "heap"},
     {"records", "profiles"},
     {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
     {"batch_norm", "plane_plots"},

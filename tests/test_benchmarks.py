@@ -130,8 +130,8 @@ def test_where_the_faster_product_is_refused_the_page_says_so_and_the_rest_goes_
 
 
 def test_ours_and_the_bare_passes_have_the_same_loss_and_as_many_points() -> None:
-    found = landscapes.ours(tiny(), tiny().batches()).values["loss"]
-    passes = landscapes.bare(tiny(), tiny().batches())
+    found = landscapes.ours(tiny(), tiny().batches(), 3).values["loss"]
+    passes = landscapes.bare(tiny(), tiny().batches(), 3)
     assert found.numel() == len(passes)
     f = tiny().objective()
     assert passes[0] == pytest.approx(float(f.value(f.theta)), rel=1e-6)

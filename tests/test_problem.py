@@ -244,6 +244,7 @@ def test_a_name_that_stands_for_nothing_of_use_is_refused(
         ({"model_options": {"wdth": 3}}, "unexpected keyword argument 'wdth'"),
         ({"dtype": "float16"}, "dtype needs to be one of float32, float64, got float16"),
         ({"device": "gpu"}, "device needs to be like cpu or cuda:0, got 'gpu'"),
+        ({"device": "cpu:3"}, "device needs one that is here, got cpu:3"),
         ({"device": "meta"}, "device needs to be cpu or cuda, got meta"),
         ({"device": "cuda:99"}, "device needs one that is here, got cuda:99"),
         ({"label_noise": 1.0}, "label_noise"),
