@@ -99,8 +99,7 @@ def plane(
     if legend and handles:
         _legend(ax, handles)
     if title:
-        lines = sum(1 + str(handle.get_label()).count("\n") for handle in handles) * legend
-        ax.set_title(title, fontsize="medium", pad=6 + LINE * lines)
+        _title(ax, title, [ax])
 
 
 def planes(
@@ -197,6 +196,9 @@ def _row(
         )
         if i and kind != "surface":
             ax.set_ylabel("")
+    for ax, (title, _, _) in zip(axes, panels, strict=True):
+        if title:
+            _title(ax, title, axes)
     limits = [(*ax.get_xlim(), *ax.get_ylim()) for ax in axes]
     left, right, low, high = zip(*limits, strict=True)
     for ax in axes:
@@ -498,6 +500,13 @@ def _legend(ax: Axes, handles: list[Any]) -> None:
         borderaxespad=0.2,
         handletextpad=0.5,
     )
+
+
+def _title(ax: Axes, title: str, row: Sequence[Axes]) -> None:
+    """Write a title above the tallest legend of a row of axes, so that all are on one line."""
+    legends = [legend for other in row if (legend := other.get_legend())]
+    lines = [sum(1 + text.get_text().count("\n") for text in x.get_texts()) for x in legends]
+    ax.set_title(title, fontsize="medium", pad=6 + LINE * max(lines, default=0))
 
 
 def _label(ax: Any, result: Plane | Convexity, unit: Unit) -> None:
