@@ -99,14 +99,15 @@ def plane(
     LOG.info("plane: %d x %d points of %d objectives, %s", p, q, len(named), policy)
     names = [f"{a!r} {b!r}" for a in alphas.tolist() for b in betas.tolist()]
     names += [f"update {done}" for done in on_path] + [f"solution {name}" for name in others]
-    found = evaluated(
-        named,
-        here,
-        names,
-        _writer(here, directions, alphas, betas, marks),
-        pieces=pieces,
-        progress=progress,
-    )
+
+    def told(done: int, total: int | None, point: str) -> None:
+        if progress:
+            i, j = divmod(done - 1, q)
+            place = f"alpha {float(alphas[i]):.3g}, beta {float(betas[j]):.3g}" if i < p else point
+            progress(done, total, place)
+
+    write = _writer(here, directions, alphas, betas, marks)
+    found = evaluated(named, here, names, write, pieces=pieces, progress=told)
     sizes = [p * q, len(on_path), len(others)]
     cuts = {key: torch.split(column, sizes) for key, column in found.items()}
     coordinates, distances = _beside(directions, marks, here)

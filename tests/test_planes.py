@@ -372,3 +372,16 @@ def test_a_map_has_no_numbers_where_the_loss_has_none() -> None:
     assert found.largest.isnan().tolist() == [[False, True], [True, True]]
     assert found.largest_converged.tolist() == [[True, False], [False, False]]
     assert found.ratio.isnan().tolist() == [[False, True], [True, True]]
+
+
+def test_progress_tells_the_place_of_each_point_and_then_what_lies_beside() -> None:
+    told: list[tuple[int, int | None, str]] = []
+    f = Objective(nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.zeros(2, 1))], nn.MSELoss())
+    u, v = torch.eye(2)
+    grid = {"alphas": torch.tensor([0.0, 1 / 3]), "betas": torch.tensor([-1.0, 0.0, 2.5])}
+    others = {"other": torch.ones(2)}
+    plane(f, torch.zeros(2), u, v, **grid, solutions=others, progress=lambda *x: told.append(x))
+    assert [(done, total) for done, total, _ in told] == [(i, 7) for i in range(1, 8)]
+    assert told[0][2] == "alpha 0, beta -1"
+    assert told[5][2] == "alpha 0.333, beta 2.5"
+    assert told[6][2] == "solution other"
