@@ -12,11 +12,11 @@ from .parameters import (
     POLICIES,
     Grid,
     Name,
-    Several,
     Whole,
     numerics,
     overwrite,
     reporting,
+    rescaling,
     source,
 )
 from .sources import Source, answer, beside, objective, opened, request
@@ -51,17 +51,7 @@ ALPHAS = {1: [-1.0, 1.0, 51], 2: [-1.0, 2.0, 25]}  # Li et al. (2018) and Keskar
     help="Around START, without END.  [default: random]",
 )
 @click.option("-n", "--count", type=Whole(1, 1000), help="How many directions.  [default: 1]")
-@click.option(
-    "--normalize",
-    type=Name("directions", "NORMALIZATIONS"),
-    help="What of theta gives directions their scale.  [default: filter of random ones, else none]",
-)
-@click.option(
-    "--ignore",
-    type=Several(Name("directions", "IGNORABLE")),
-    help="Parameters that directions leave as they are: bias, norm or both, with a comma.",
-)
-@click.option("--orthogonal", is_flag=True, help="Make the directions orthogonal.")
+@rescaling
 @click.option(
     "--quadratic/--no-quadratic",
     default=True,

@@ -260,3 +260,18 @@ evaluation = chained(
     click.option("--bn", type=POLICIES, default="frozen", help=NORMALIZES),
 )
 analysis = chained(split, evaluation)
+# What is done to directions in parameter space.
+rescaling = chained(
+    click.option(
+        "--normalize",
+        type=Name("directions", "NORMALIZATIONS"),
+        help="What of theta gives directions their scale.  "
+        "[default: filter of random ones, else none]",
+    ),
+    click.option(
+        "--ignore",
+        type=Several(Name("directions", "IGNORABLE")),
+        help="Parameters that directions leave as they are: bias, norm or both, with a comma.",
+    ),
+    click.option("--orthogonal", is_flag=True, help="Make the directions orthogonal."),
+)

@@ -13,10 +13,10 @@ from .parameters import (
     POLICIES,
     Grid,
     Name,
-    Several,
     numerics,
     overwrite,
     reporting,
+    rescaling,
     source,
 )
 from .sources import Source, answer, beside, objective, opened, request
@@ -44,17 +44,7 @@ OF_DIRECTIONS = ("directions", "normalize", "ignore")  # which three solutions d
     "solutions; around the path for principal components; 9 points for --convexity]",
 )
 @click.option("--betas", type=Grid(), help="Along the second.  [default: as --alphas]")
-@click.option(
-    "--normalize",
-    type=Name("directions", "NORMALIZATIONS"),
-    help="What of theta gives directions their scale.  [default: filter of random ones, else none]",
-)
-@click.option(
-    "--ignore",
-    type=Several(Name("directions", "IGNORABLE")),
-    help="Parameters that directions leave as they are: bias, norm or both, with a comma.",
-)
-@click.option("--orthogonal", is_flag=True, help="Make the axes orthogonal.")
+@rescaling
 @click.option("--path", is_flag=True, help="Project the training on any plane of RUN.")
 @click.option("--mark", multiple=True, metavar="FILE", help="Project another solution; repeatable.")
 @click.option(

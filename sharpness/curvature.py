@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import ComputationError, InputError
+from sharpness.micro_batches import saved
 from sharpness.objective import BatchMean, Inputs, Objective, Point, Targets, fingerprint
 from sharpness.results import Solution
 from sharpness.vectors import unflatten
@@ -175,12 +176,6 @@ class Curvature(ABC):
 
     def _graph_bytes(self) -> int:
         """Return what the graph of the first batch keeps, in bytes."""
-        seen: dict[int, int] = {}
-
-        def see(x: Tensor) -> Tensor:
-            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x.detach()
-
         kept = []
 
         def build(i: int, inputs: Inputs, targets: Targets) -> Tensor:
@@ -188,7 +183,7 @@ class Curvature(ABC):
             return self.theta.new_zeros(())
 
         _ = self.point
-        with self._derivatives(), saved_tensors_hooks(see, lambda x: x):
+        with self._derivatives(), saved() as seen:
             self.objective.first(build)
         seen.pop(self.theta.untyped_storage().data_ptr(), None)
         kept.clear()  # until here: what is freed would have its place taken by another

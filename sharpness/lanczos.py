@@ -323,14 +323,14 @@ class _Search:
         rest = theta[k:] if self.is_deep else basis.ritz(self.anchor)[0]
         gap = wanted[k - 1] + limit - basis.key(rest).max()
         hidden = bool(_risk(rest, gap, steps, self.n) > RISK)
-        settled = basis.residuals(S[:, : k + 1]) <= limit
+        residuals = basis.residuals(S[:, : k + 1])
+        settled = residuals <= limit
         # The best that the complement has, once it had time to come forward.
         found_next = self.is_deep and steps >= FEWEST and bool(settled[k])
         self.complete = bool(settled[:k].all()) and (found_next or not hidden)
         if self.complete or not full:
             return
         if self.is_deep:
-            residuals = basis.residuals(S[:, : k + 1])
             self._restart(theta, S, k if settled[:k].all() else int(residuals[:k].argmax()))
         else:
             # The k-th lies inside a dense part: give the complement all the room there is.

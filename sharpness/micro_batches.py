@@ -5,6 +5,9 @@ hundred examples is as fast as one big batch for an MLP; for convolutions, whose
 outgrow the cache and are mapped anew at each operation, it is several times faster.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -40,14 +43,25 @@ def micro_batch_of(model: nn.Module, part: Part, loss: Measure) -> int:
 
 def saved_bytes(f: Objective) -> int:
     """Return what the model saves for its derivatives on all examples, in bytes."""
+    theta = f.theta.clone().requires_grad_()
+    with torch.enable_grad(), saved() as seen, f.with_native_rnn():
+        outputs = [f.outputs(theta, inputs) for inputs, *_ in f.batches]
+    del outputs  # until here: what is freed would have its place taken by another
+    return sum(seen.values())
+
+
+@contextmanager
+def saved() -> Iterator[dict[int, int]]:
+    """Collect what graphs that are built meanwhile save: bytes, by the address of the memory.
+
+    The graphs have to be kept until the bytes are added up: what is freed would have its place
+    taken by another tensor, and be counted once.
+    """
     seen: dict[int, int] = {}
 
     def see(x: Tensor) -> Tensor:
         seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x.detach()
 
-    theta = f.theta.clone().requires_grad_()
-    with torch.enable_grad(), saved_tensors_hooks(see, lambda x: x), f.with_native_rnn():
-        outputs = [f.outputs(theta, inputs) for inputs, *_ in f.batches]
-    del outputs  # until here: what is freed would have its place taken by another
-    return sum(seen.values())
+    with saved_tensors_hooks(see, lambda x: x):
+        yield seen
