@@ -31,10 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sharpness import disk
 from sharpness._version import __version__
 from sharpness.errors import ComputationError, InputError
 from sharpness.records import layout
 from sharpness.results import RESULTS, Result, Solution
+from sharpness.signals import whole
+from sharpness.text import differences
 
 FORMAT = 2  # 1 had names of groups in attributes and truths as an HDF5 enumeration
 SEAL = b"\nSEAL 1\n"  # 8 bytes, then 32 of SHA-256
@@ -133,15 +136,6 @@ def reuse(path: str | os.PathLike[str], request: Request, *, overwrite: bool = F
     )
 
 
-def differences(there: Any, asked: Any, name: str = "") -> str:
-    """Return in words where two trees of JSON values differ, by name."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        keys = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
-        found = (differences(there.get(key), asked.get(key), key) for key in keys)
-        return "; ".join(found)
-    return f"{name or 'request'} {_short(there)} there, {_short(asked)} asked for"
-
-
 def request_of(path: str | os.PathLike[str]) -> Request | None:
     """Return the request that a file answers, None where it was saved without one."""
     with h5py.File(BytesIO(_sealed(path))) as file:
@@ -178,20 +172,22 @@ def write(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     _clear(target)
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(partial, target)
-        else:
-            _link(partial, target, data)
-    finally:
-        partial.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)  # a rename is on disk when its directory is
-    os.fsync(directory)
-    os.close(directory)
+    with whole():
+        disk.remove(partial)  # of an earlier process of this number
+        try:
+            descriptor = disk.create(partial)
+            try:
+                disk.append(descriptor, data, target)
+                disk.sync(descriptor, target)
+            finally:
+                os.close(descriptor)
+            if overwrite:
+                disk.replace(partial, target)
+            else:
+                _link(partial, target, data)
+        finally:
+            disk.remove(partial)
+        disk.sync_directory(target.parent)  # a rename is on disk when its directory is
 
 
 def _clear(target: Path) -> None:
@@ -199,7 +195,7 @@ def _clear(target: Path) -> None:
     for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):
         process = partial.name.rpartition(".")[2]
         if process.isdigit() and not _lives(int(process)):
-            partial.unlink(missing_ok=True)
+            disk.remove(partial)
 
 
 def _lives(process: int) -> bool:
@@ -217,7 +213,7 @@ def _lives(process: int) -> bool:
 def _link(partial: Path, target: Path, data: bytes) -> None:
     """Give the file its name unless that is taken: unlike a rename, a link replaces nothing."""
     try:
-        os.link(partial, target)
+        disk.link(partial, target)
     except FileExistsError as error:
         if target.is_file() and target.read_bytes() == data:
             return
@@ -249,7 +245,7 @@ def _encode(result: Result, request: Request | None) -> bytes:
     with h5py.File(buffer, "w", track_order=True) as file:
         file.attrs["format"] = FORMAT
         file.attrs["type"] = np.bytes_(type(result).__name__)  # fixed length, as all text here
-        file.attrs["versions"] = _json(_versions())
+        file.attrs["versions"] = _json(versions())
         if request is not None:
             file.attrs["request"] = _json(request)
         for name, kind, axes in layout(type(result)):
@@ -361,7 +357,8 @@ def _read_solution(group: h5py.Group) -> Solution:
     return Solution(_read(group["theta"]), _read_group(group["buffers"]))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what computes here."""
     found = {"sharpness": __version__}
     for name in PACKAGES:
         try:
@@ -373,8 +370,3 @@ def _versions() -> dict[str, str]:
 
 def _json(value: Any) -> np.bytes_:
     return np.bytes_(json.dumps(value, allow_nan=False).encode())
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

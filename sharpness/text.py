@@ -1,8 +1,10 @@
 """Numbers and tables in words, for terminals."""
 
+import json
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 WIDTH = 100
 LARGE = 1000.0  # numbers above it are told by three significant digits
@@ -51,6 +53,23 @@ def interval(numbers: Sequence[float]) -> str:
     form = ".2f" if largest >= SMALL else "#.2g"
     said, *bounds = (_digits(x, form) for x in numbers)
     return f"{said} [unknown]" if math.isnan(low) else f"{said} [{', '.join(bounds)}]"
+
+
+def differences(there: Any, asked: Any, name: str = "") -> str:
+    """Return where two trees of JSON values differ, by name.
+
+    >>> differences({"k": 5, "seed": 0}, {"k": 9, "seed": 0})
+    'k 5 there, 9 asked for'
+    """
+    if isinstance(there, dict) and isinstance(asked, dict):
+        keys = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
+        return "; ".join(differences(there.get(key), asked.get(key), key) for key in keys)
+    return f"{name or 'request'} {_short(there)} there, {_short(asked)} asked for"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
 
 
 def _digits(x: float, form: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap"},
+    {"errors", "bars", "heap", "disk", "signals"},
     {"records", "profiles"},
     {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
     {"batch_norm", "plane_plots"},
@@ -41,7 +41,7 @@ LAYERS = [
 ]
 # These see results, never a model.
 LEAVES = {
-    name: {"_version", "errors", "records", "results"}
+    name: {"_version", "disk", "errors", "records", "results", "signals", "text"}
     for name in ("reading", "store", "journal", "plane_plots")
 }
 LEAVES["plots"] = LEAVES["plane_plots"] | {"plane_plots"}
