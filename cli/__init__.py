@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from sharpness._version import __version__
 from sharpness.errors import ComputationError, InputError
+from sharpness.signals import Stopped, answered
 
 from .logs import logs_of_one_command
 from .parameters import COMMON
@@ -34,8 +34,8 @@ COMMANDS = {
     "list": ("catalog", "What there is by name, and what is in a folder."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
-CONTINUES = "interrupted: the same command again continues from the files that are whole"
-STARTS = "interrupted: no file was left half-written, the same command again starts its work over"
+CONTINUES = "the same command again continues from the files that are whole"
+STARTS = "no file was left half-written, the same command again starts its work over"
 
 
 class Commands(click.Group):
@@ -105,29 +105,12 @@ def sharpness() -> None:
     """
 
 
-class Stopped(BaseException):
-    """A signal asked the process to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 a wrong request, 1 a failure, 128 + n after a signal."""
     given = list(sys.argv[1:] if args is None else args)
     # click answers a KeyboardInterrupt with an empty line of its own.
-    previous = {
-        number: signal.signal(number, _stop)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        with logs_of_one_command():
-            code = _run(given)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with answered(), logs_of_one_command():
+        code = _run(given)
     sys.exit(code)
 
 
@@ -142,14 +125,15 @@ def _run(args: list[str]) -> int:
         return 2
     except (Stopped, click.Abort, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        return _failed(CONTINUES if args[0] == "run" else STARTS, 128 + number)
+        kept = _notes(stopped) or (CONTINUES if args[:1] == ["run"] else STARTS)
+        return _failed(f"interrupted: {kept}", 128 + number)
     except Exception as error:
         if "--debug" in args:
             traceback.print_exception(error)
         code = _code(error)
         if code is None:
             raise
-        return _failed(_text(error), code)
+        return _failed("; ".join(filter(None, [_text(error), _notes(error)])), code)
     return code if isinstance(code, int) else 0
 
 
@@ -169,10 +153,11 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
+def _notes(error: BaseException) -> str:
+    """Return what those said whom the exception passed by."""
+    return "; ".join(getattr(error, "__notes__", []))
+
+
 def _failed(text: str, code: int) -> int:
     click.echo(f"sharpness: error: {' '.join(text.split())}", err=True)
     return code
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)

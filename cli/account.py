@@ -57,7 +57,7 @@ class Account:
         note(
             f"{A.products} products of {_duration(A.seconds / A.products)}, "
             f"{1 - A.seconds / self.total:.0%} of {_duration(self.total)} beside them, "
-            f"engine {A.engine}, peak memory {_peak(A) / 2**20:,.0f} MiB"
+            f"engine {A.engine}, peak memory {peak()}"
         )
 
 
@@ -68,11 +68,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _peak(A: "Curvature") -> int:
-    """Return the largest memory so far, in bytes: of the device of A."""
-    if A.device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(A.device))
+def peak() -> str:
+    """Return the largest memory of this process so far, and of the GPUs that it used."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    torch = sys.modules.get("torch")
+    used = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else 0
+    gpu = f", {used / 2**20:,.0f} MiB on the GPU" if used else ""
+    return f"{host / 2**20:,.0f} MiB{gpu}"

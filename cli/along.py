@@ -33,7 +33,7 @@ def command(run: str, **options: Any) -> None:
         beside([opened_run], "along", options),
         request("along", {"run": opened_run}, options),
         options,
-        lambda progress: along_training(
+        lambda progress, pieces: along_training(
             objective(opened_run, {**options, "split": "train"}),
             opened_run.run,
             **chosen,

@@ -13,7 +13,7 @@ from sharpness.experiments.trainings import analysis_request, stored
 from sharpness.errors import InputError
 
 from .parameters import COMMON, Whole, evaluation, overwrite, reporting, source
-from .sources import Source, answer, device, gemm, objective, opened, request
+from .sources import Source, answer, device, fitting, gemm, objective, opened, request
 
 if TYPE_CHECKING:
     from sharpness.analyses import Analysis
@@ -73,7 +73,7 @@ def command(runs: tuple[str, ...], workers: int | None, **options: Any) -> None:
             found |= analysis.numbers(load(_file(source, name)))
         return found
 
-    def compute(progress: Any) -> Any:
+    def compute(progress: Any, pieces: Any) -> Any:
         jobs = [_Analyses(str(path), options) for path, _ in named.values()]
         single = device(options["device"]) != "cpu"
         share(
@@ -116,9 +116,12 @@ class _Analyses:
 
 
 def _analyzed(analysis: "Analysis", source: Source, options: dict[str, Any]) -> "Result":
-    with gemm(options):
+    def compute() -> "Result":
         f = objective(source, {**options, "split": "train"})
         return analysis.compute(f, seed=options["seed"])
+
+    with gemm(options):
+        return fitting(compute, options, {})
 
 
 def _file(source: Source, analysis: str) -> Path:

@@ -9,7 +9,6 @@ from sharpness.bars import Progress
 from .account import Account
 from .parameters import (
     COMMON,
-    Bytes,
     Name,
     Real,
     Whole,
@@ -18,7 +17,9 @@ from .parameters import (
     reporting,
     source,
 )
-from .sources import answer, beside, objective, opened, request
+from .sources import Pieces, Source, answer, beside, objective, opened, request
+
+LARGE = 10**9  # parameters times examples, from which on products are kept: some seconds of them
 
 
 @click.command(context_settings=COMMON)
@@ -42,12 +43,6 @@ from .sources import answer, beside, objective, opened, request
 )
 @click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
 @click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")
-@click.option(
-    "--memory",
-    type=Bytes(),
-    default="8GiB",
-    help="For the vectors and the graphs that are kept, half for each.",
-)
 @analysis
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: RUN.eigs.h5 beside the run.")
@@ -69,17 +64,22 @@ def command(run: str, **options: Any) -> None:
     from sharpness.curvature import OPERATORS
     from sharpness.lanczos import eigsh
 
-    opened_run, half = opened(run, options), options["memory"] // 2
+    opened_run = opened(run, options)
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
 
     account = Account(options["k"])
 
-    def compute(progress: Progress) -> Any:
-        A = OPERATORS[options["operator"]](
-            objective(opened_run, options), engine=options["engine"], memory=half
-        )
+    def compute(progress: Progress, pieces: Pieces) -> Any:
+        f = objective(opened_run, options)
+        A = OPERATORS[options["operator"]](f, engine=options["engine"])
         with account.of(A):
-            return eigsh(A, **chosen, memory=half, progress=account.told(progress))
+            return eigsh(
+                A,
+                **chosen,
+                memory=f.memory // 2,
+                pieces=pieces,
+                progress=account.told(progress),
+            )
 
     answer(
         beside([opened_run], "eigs", options),
@@ -89,4 +89,11 @@ def command(run: str, **options: Any) -> None:
         label="eigs",
         unit="products",
         account=account.close,
+        journaled=len(opened_run.run.end.theta) * _examples(opened_run, options) >= LARGE,
     )
+
+
+def _examples(source: Source, options: dict[str, Any]) -> int:
+    """Return how many examples a product takes."""
+    index = source.run.train_index if options["split"] == "train" else source.run.test_index
+    return options["examples"] or len(index)

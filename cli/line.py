@@ -19,7 +19,7 @@ from .parameters import (
     rescaling,
     source,
 )
-from .sources import Source, answer, beside, objective, opened, request
+from .sources import Pieces, Source, answer, beside, objective, opened, request
 
 # Options of one solution and of two, with their defaults; those of the other are refused.
 OF_ONE = {
@@ -115,7 +115,7 @@ def _between(a: Source, b: Source, options: dict[str, Any]) -> None:
         beside([a, b], "line", options),
         request("line", {"start": a, "end": b}, asked),
         options,
-        lambda progress: line(
+        lambda progress, pieces: line(
             _parts(a, options),
             a.run.end,
             b.run.end,
@@ -135,7 +135,7 @@ def _around(a: Source, options: dict[str, Any]) -> None:
     from sharpness.directions import make
     from sharpness.results import Cut
 
-    def compute(progress: Progress) -> Cut:
+    def compute(progress: Progress, pieces: Pieces) -> Cut:
         parts = _parts(a, options)
         rows, made = make(
             parts["train"],

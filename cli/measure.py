@@ -23,7 +23,7 @@ from .parameters import (
     source,
 )
 from .show import say
-from .sources import Source, answer, beside, objective, opened, request
+from .sources import Pieces, Source, answer, beside, objective, opened, request
 
 SHARED = ("point", "objective", "seed", "pieces", "progress")  # not options of one measure
 KINDS: dict[Any, Kind] = {float: Real(), int: Whole()}
@@ -93,6 +93,7 @@ def _compute(
     chosen: dict[str, Any],
     options: dict[str, Any],
     progress: Progress,
+    pieces: Pieces,
 ) -> Result:
     f, point = objective(source, options), source.run.end
     return measure(f, point, **chosen, seed=options["seed"], progress=progress)

@@ -18,6 +18,7 @@ else:
     Kind = click.ParamType  # generic only since click 8.4
 
 COMMON = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+MEMORY = "8GiB"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -244,6 +245,12 @@ numerics = chained(
         help="Examples of one batch.  [default: by what the model keeps of each, at most 1024]",
     ),
     click.option("--seed", type=Whole(), default=0, help="Of all random numbers."),
+    click.option(
+        "--memory",
+        type=Bytes(),
+        default=MEMORY,
+        help="For what is kept beside the model: half for the data or vectors, half for graphs.",
+    ),
     click.option(
         "--fast-gemm",
         is_flag=True,

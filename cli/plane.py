@@ -19,7 +19,7 @@ from .parameters import (
     rescaling,
     source,
 )
-from .sources import Source, answer, beside, objective, opened, request
+from .sources import Pieces, Source, answer, beside, objective, opened, request
 
 # Coordinates by what the axes are: Li et al. (2018) have [-1, 1] for random directions.
 RANGES = {"random": (-1.0, 1.0), "eigenvectors": (-1.0, 1.0), "through": (-0.5, 1.5)}
@@ -126,7 +126,7 @@ def _compute(solutions: list[Source], marks: list[Source], options: dict[str, An
     asked = request("plane", dict(zip(names, [*solutions, *marks], strict=True)), options)
     asked["inputs"] |= {name: source_digest(name) for name in options["metrics"]}
 
-    def compute(progress: Progress) -> Plane | Convexity:
+    def compute(progress: Progress, pieces: Pieces) -> Plane | Convexity:
         first = solutions[0]
         here, run = first.run.end, first.run
         train = objective(first, {**options, "split": "train"}, metrics=metrics)
@@ -134,7 +134,7 @@ def _compute(solutions: list[Source], marks: list[Source], options: dict[str, An
         grid = _grid([u, v], run, options)
         shared: dict[str, Any] = {"batch_norm": options["bn"], "axes": axes, "made": made}
         if options["convexity"]:
-            return convexity(train, here, u, v, **grid, **shared, progress=progress)
+            return convexity(train, here, u, v, **grid, **shared, pieces=pieces, progress=progress)
         test = objective(first, {**options, "split": "test"}, metrics=metrics)
         return plane(
             {"train": train, "test": test},
@@ -145,11 +145,20 @@ def _compute(solutions: list[Source], marks: list[Source], options: dict[str, An
             **shared,
             path=run if options["path"] or kind == "principal" else None,
             solutions={name: other.run.end for name, other in others.items()},
+            pieces=pieces,
             progress=progress,
         )
 
     ending = what if kind in ("random", "through") else f"{kind}.{what}"
-    answer(beside(solutions, ending, options), asked, options, compute, label=what, unit="points")
+    answer(
+        beside(solutions, ending, options),
+        asked,
+        options,
+        compute,
+        label=what,
+        unit="points",
+        journaled=True,
+    )
 
 
 def _directions(

@@ -3,20 +3,28 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from sharpness.bars import Progress, progress as bar
-from sharpness.errors import InputError
+from sharpness.errors import InputError, OutOfMemoryError
+from sharpness.journal import Journal, part_of
 from sharpness.results import Result, Run
 
+from .account import peak
 from .logs import LIBRARY
+from .parameters import MEMORY, Bytes
 from .show import note, report
 
 # Options that a checkpoint needs and a run's file knows by itself.
+HALVED = "micro-batch"
+Pieces = MutableMapping[str, Tensor]
+R = TypeVar("R")
 OF_CHECKPOINT = ("model_options", "train_examples", "label_noise", "split_seed")
 
 
@@ -66,7 +74,8 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
     """Return the Objective of a source under the shared options of the analyses."""
     from sharpness.problem import objective_of
 
-    shared = {key: options[key] for key in ("examples", "seed", "dtype", "micro_batch", "split")}
+    names = ("examples", "seed", "dtype", "micro_batch", "memory", "split")
+    shared = {key: options[key] for key in names}
     f = objective_of(
         source.run,
         **{**shared, **changes},
@@ -130,6 +139,8 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
         asked.pop("bn", None)
     if not asked.get("fast_gemm"):
         asked.pop("fast_gemm", None)
+    if command != "eigs" and asked.get("memory") == Bytes().convert(MEMORY, None, None):
+        del asked["memory"]
     if "tol" in asked and asked["tol"] is None:
         from sharpness.lanczos import TOLERANCE
         from sharpness.problem import DTYPES
@@ -154,16 +165,19 @@ def answer(
     path: Path,
     asked: dict[str, Any],
     options: dict[str, Any],
-    compute: Callable[[Progress], Result],
+    compute: Callable[[Progress, Pieces], Result],
     *,
     label: str,
     unit: str,
     account: Callable[[], None] | None = None,
+    journaled: bool = False,
 ) -> None:
     """Compute, save and print a result, unless the file that answers the request is there.
 
     Args:
+        options: Their micro-batch is halved in place where memory runs out.
         account: Called at last, to tell what was spent.
+        journaled: Keep the pieces beside the output until it is there.
     """
     from sharpness.store import load, reuse, save
 
@@ -173,18 +187,62 @@ def answer(
         note(f"already done: {path}")
         return
     begun = time.monotonic()
-    with (
-        bar(label, unit, quiet=options["quiet"]) as progress,
-        redirect_stdout(sys.stderr),
-        gemm(options),
-    ):
-        result = compute(progress)
-    LIBRARY.info("%s took %.1f s", label, time.monotonic() - begun)
-    save(path, result, request=asked, overwrite=options["overwrite"])
+    none: dict[str, Tensor] = {}
+    with _journal(path, asked, options) if journaled else nullcontext(none) as pieces:
+        if pieces:
+            note(f"continuing from the {len(pieces):,} pieces in {part_of(path)}")
+        with (
+            bar(label, unit, quiet=options["quiet"]) as progress,
+            redirect_stdout(sys.stderr),
+            gemm(options),
+        ):
+            result = fitting(lambda: compute(progress, pieces), options, pieces)
+        save(path, result, request=asked, overwrite=options["overwrite"])
+        if isinstance(pieces, Journal):
+            pieces.remove()
+    LIBRARY.info("%s took %.1f s, peak memory %s", label, time.monotonic() - begun, peak())
     report(result, as_json=options["as_json"])
     note(f"wrote {path}")
     if account:
         account()
+
+
+def _journal(path: Path, asked: dict[str, Any], options: dict[str, Any]) -> Journal:
+    """Return the journal of an output, whose spec holds all that its numbers depend on."""
+    import torch
+
+    from sharpness.store import versions
+
+    spec = {**asked, "versions": versions(), "threads": torch.get_num_threads()}
+    return Journal(part_of(path), spec, overwrite=options["overwrite"])
+
+
+def fitting(compute: Callable[[], R], options: dict[str, Any], pieces: Pieces) -> R:
+    """Return what ``compute`` does, with the micro-batch halved as often as memory runs out.
+
+    Only before the first piece: pieces in other micro-batches are rounded otherwise. A size that
+    was found is a piece itself, for the next time.
+
+    Raises:
+        OutOfMemoryError: If a batch of one example does not fit, or if a split would change the result.
+    """
+    import torch
+
+    found = [int(value) for key, value in pieces.items() if key.startswith(HALVED)]
+    if found:
+        options["micro_batch"] = min(found)
+    while True:
+        try:
+            return compute()
+        except OutOfMemoryError as error:
+            if not error.splits or len(pieces) > len(found):
+                raise
+            tried, size = error.examples, error.examples // 2
+        # Outside of the except, whose frames hold what did not fit.
+        note(f"out of memory in batches of {tried} examples: going on with {size}")
+        options["micro_batch"] = size
+        found.append(size)
+        pieces[f"{HALVED} {size}"] = torch.tensor(size)
 
 
 def require_place(path: Path) -> None:

@@ -9,11 +9,17 @@ from typing import Any
 
 import click
 
+from sharpness.bars import Progress
+from sharpness.disk import remove
+from sharpness.journal import part_of
 from sharpness.names import source_digest
+from sharpness.results import Run
+from sharpness.store import load_as, reuse, save, versions
 from sharpness.training import TrainConfig, problem_of, record, resolved, train
 
 from .parameters import COMMON, Kind, Name, Options, Real, Whole, overwrite, reporting
-from .sources import answer
+from .show import note
+from .sources import Pieces, answer
 
 # What the help says, and how the words of the command line become a value.
 FIELDS: dict[str, tuple[Kind, str]] = {
@@ -89,11 +95,29 @@ def command(output: str, **options: Any) -> None:
         "options": record(config),
         "inputs": {name: sha256 for name, sha256 in sources.items() if sha256} | data,
     }
-    answer(
-        Path(output),
-        asked,
-        options,
-        lambda progress: train(config, progress=progress),
-        label="train",
-        unit="updates",
-    )
+    path = Path(output)
+    part = part_of(path)
+
+    def compute(progress: Progress, pieces: Pieces) -> Run:
+        kept = {**asked, "versions": versions()}
+        goes_on = reuse(part, kept, overwrite=options["overwrite"])
+        begun = load_as(part, Run) if goes_on else None
+        if begun:
+            note(f"continuing from update {begun.updates:,} in {part}")
+        try:
+            return train(
+                config,
+                begun=begun,
+                keep=lambda run: save(part, run, request=kept, overwrite=True),
+                progress=progress,
+            )
+        except BaseException as error:
+            if part.exists():
+                updates = load_as(part, Run).updates
+                error.add_note(
+                    f"{part} keeps {updates:,} updates: the same command again continues"
+                )
+            raise
+
+    answer(path, asked, options, compute, label="train", unit="updates")
+    remove(part)

@@ -24,7 +24,6 @@ from sharpness.vectors import unflatten
 # its rows (2, n), the second of which is how much the first may be off.
 Rows = BatchMean
 
-MEMORY = 4 * 2**30  # bytes of graphs: a constant, because another engine may round differently
 # How torch tells that there is no second derivative: of its own functions, of custom operators
 # and of compiled models.
 MISSING = ("derivative", "autograd formula", "double backward")
@@ -111,7 +110,8 @@ class Curvature(ABC):
             has no second derivative, and tells by how much they may be off in ``error``. Default:
             ``cached`` where the graphs of all batches fit in ``memory``, else ``fresh``, as the
             first batch tells; ``spec["engine_reason"]`` says so.
-        memory: Bytes for the graphs that are kept, where no engine is chosen.
+        memory: Bytes for the graphs that are kept, where no engine is chosen. Default: half of
+            the objective's.
 
     Attributes:
         error: Of the last product, a norm; None where the product is exact to rounding. Its
@@ -127,13 +127,14 @@ class Curvature(ABC):
         point: Point | None = None,
         *,
         engine: str | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
     ) -> None:
         if engine is not None and engine not in ENGINES:
             raise InputError(
                 f"engine needs to be one of {', '.join(ENGINES)}, got {engine!r}: choose one"
             )
-        self.objective, self.memory, self._asked = objective, memory, engine
+        self.objective, self._asked = objective, engine
+        self.memory = objective.memory // 2 if memory is None else memory
         self.error: float | None = None
         self.products, self.seconds = 0, 0.0
         self._here = objective.at(objective.theta if point is None else point)

@@ -21,10 +21,13 @@ MOST = 1024  # examples: where they are small, more in a batch gain nothing
 ACTIVATIONS = {"cpu": 2**25, "cuda": 2**31}
 
 
-def micro_batch_of(model: nn.Module, part: Part, loss: Measure) -> int:
+def micro_batch_of(
+    model: nn.Module, part: Part, loss: Measure, *, memory: int | None = None
+) -> int:
     """Return how many examples of a part one batch holds: a power of two, at most 1024.
 
-    So many that what the model saves for its derivatives fits in 32 MiB, or 2 GiB on a GPU.
+    So many that what the model saves for its derivatives fits in 32 MiB, or 2 GiB on a GPU, and in
+    a quarter of ``memory``, in bytes.
 
     Cost: the model on three examples.
 
@@ -36,7 +39,8 @@ def micro_batch_of(model: nn.Module, part: Part, loss: Measure) -> int:
         return 1
     one, two = (saved_bytes(Objective(model, [take(part, torch.arange(b))], loss)) for b in (1, 2))
     device = next(model.parameters()).device.type
-    fitting = ACTIVATIONS[device] // max(two - one, 1)
+    room = ACTIVATIONS[device] if memory is None else min(ACTIVATIONS[device], memory // 4)
+    fitting = room // max(two - one, 1)
     # Of a power of two, so that a few bytes more or less change nothing.
     return min(MOST, 2 ** max(fitting.bit_length() - 1, 0))
 

@@ -19,11 +19,12 @@ from torch.utils.data import (
 
 from sharpness.batch_norm import by_batch, copied, layers, pooled, require_policy, watched
 from sharpness.distributed import mean_over_ranks
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import ComputationError, InputError, OutOfMemoryError, is_out_of_memory
 from sharpness.gemm import in_force
 from sharpness.heap import keep_heap
 from sharpness.names import located, named
 from sharpness.results import Solution
+from sharpness.signals import whole
 from sharpness.vectors import digest, flatten, unflatten
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one, positional or keyword arguments
@@ -48,7 +49,7 @@ COMPUTED_IN = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
-KEPT = 2**32  # bytes of data that are kept at most where they are read many times
+MEMORY = 2**33  # bytes: a constant, because what does not fit is computed in another order
 LOOK = 7_346_219  # the seed of torch in a second look at the data: any that no one else takes
 
 
@@ -103,6 +104,8 @@ class Objective:
             normalized by its own, and are constants there: no derivative goes through them, so
             that the gradient is that of the loss under ``frozen`` with these statistics, and
             curvature that of its loss at the point where the operator was made.
+        memory: Bytes for what is kept beside the model: half of it for the data, where they are
+            read many times, and half for the graphs of curvature.
         statistics: Batches of the *training* part, also for an Objective on another part, from
             which ``reestimate`` computes; their targets only count.
         spec: What else there is to record, such as where the data come from.
@@ -130,6 +133,7 @@ class Objective:
         count: Callable[[Tensor], float | Tensor] = len,
         batch_norm: str = "frozen",
         statistics: Batches | None = None,
+        memory: int = MEMORY,
         spec: Mapping[str, Any] | None = None,
     ) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -156,6 +160,7 @@ class Objective:
         self.model = (deepcopy(model).to(real) if self.is_widened else copied(model)).eval()
         self.batches, self.loss, self.metrics = batches, loss, dict(metrics or {})
         self.reduction, self.count, self.statistics = reduction, count, statistics
+        self.memory = memory
         self._looked_at: set[str] = set()  # what was found to be the same at a second look
         self._is_placed = False  # whether the model's parameters are views of theta
         self.shapes = {name: p.shape for name, p in trainable.items()}
@@ -197,7 +202,7 @@ class Objective:
         The parameters of its model are views of ``point.theta`` itself, which is its ``theta``:
         at that tensor, as it is at the time, a batch costs no more than a call of the model, and
         elsewhere what it costs here. The data are read once and kept on the device, unless they
-        are more than ``KEPT``.
+        are more than half of ``memory``.
 
         Args:
             point: In the dtype and on the device of this objective; its buffers become the
@@ -225,7 +230,7 @@ class Objective:
     def _kept(self, batches: Batches, name: str) -> Batches:
         """Return the batches in a list, on the device, unless they are too many."""
         kept: list[Any] = []
-        left = KEPT
+        left = self.memory // 2
 
         def keep(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             if isinstance(targets, Weighted):
@@ -420,10 +425,20 @@ class Objective:
             inputs, targets = on_device(self.theta.device, batch[0]), self._targets(i, *batch[1:])
             weight = self._weight(targets)
             try:
-                value = f(i, inputs, targets)
-            except (InputError, ComputationError, torch.OutOfMemoryError):
+                with whole():
+                    value = f(i, inputs, targets)
+            except (InputError, ComputationError):
                 raise
-            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                MemoryError,
+            ) as error:
+                if is_out_of_memory(error):
+                    raise self._out_of_memory(i, batch[1], error) from error
                 # The user's: of a model or a loss.
                 raise ComputationError(
                     f"the model or the loss failed in batch {i}: {located(error)}"
@@ -431,6 +446,20 @@ class Objective:
             yield weight, value
         if not parts:
             raise InputError("Objective needs a batch on each rank, got none: start fewer ranks")
+
+    def _out_of_memory(self, i: int, targets: Any, error: Exception) -> OutOfMemoryError:
+        examples = len(targets) if isinstance(targets, Sized) else 1
+        splits = self._by_batch is None and examples > 1
+        if self._by_batch is not None:
+            remedy = "statistics of batches change with a split, so take frozen ones"
+        else:
+            remedy = "make batches smaller" if splits else "free some, or take a smaller model"
+        count = f"{examples} examples" if examples > 1 else "1 example"
+        return OutOfMemoryError(
+            f"batch {i}, of {count}, needs more memory than there is ({located(error)}): {remedy}",
+            examples=examples,
+            splits=splits,
+        )
 
     def _require_gemm(self) -> None:
         made, now = (x or "torch's own" for x in (self.spec.get("gemm"), in_force(self.theta)))

@@ -30,7 +30,7 @@ from sharpness.errors import InputError
 from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
 from sharpness.names import called, located, require_given, resolve, shown
-from sharpness.objective import Measure, Objective, accuracy, on_device
+from sharpness.objective import MEMORY, Measure, Objective, accuracy, on_device
 from sharpness.reading import read_checkpoint, require_match, unprefixed
 from sharpness.results import Run, Solution
 from sharpness.vectors import digest, flatten, stream, unflatten
@@ -158,6 +158,7 @@ def objective_of(
     micro_batch: int | None = None,
     batch_norm: str = "frozen",
     metrics: Mapping[str, Measure] | None = None,
+    memory: int = MEMORY,
     model: Any = None,
     data: Any = None,
     loss: Any = None,
@@ -176,6 +177,8 @@ def objective_of(
             are those of the whole training part, also for a sample or the test part. Under
             ``batch`` all examples are one batch, whose statistics a split would change.
         metrics: Further means over a batch by name, functions of (outputs, targets).
+        memory: Bytes for what is kept beside the model (see ``Objective``); where they are few,
+            batches are smaller too.
         model: What the run was made with, where that was an object or where the run came from a
             file that names ``module:function``; likewise ``data`` and ``loss``.
         trust_spec: Import what the run's file names; it can run any code.
@@ -246,7 +249,7 @@ def objective_of(
             )
         micro_batch = size(part)
     elif micro_batch is None:
-        micro_batch = micro_batch_of(problem.model, part, problem.loss)
+        micro_batch = micro_batch_of(problem.model, part, problem.loss, memory=memory)
     if examples is not None and not (norms and batch_norm == "batch"):
         # The scatter of the batches of a sample tells its error.
         micro_batch = min(micro_batch, math.ceil(examples / GROUPS))
@@ -258,6 +261,7 @@ def objective_of(
         metrics={**problem.metrics, **(metrics or {})},
         batch_norm=batch_norm,
         statistics=statistics,
+        memory=memory,
         spec={
             **({"statistics": {"part": "train", "micro_batch": whole_batch}} if norms else {}),
             "split": split,

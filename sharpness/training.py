@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 import torch
@@ -16,13 +17,19 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
-from sharpness.problem import DTYPES, Problem, pose, seeded, solution
+from sharpness.problem import DTYPES, Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
+from sharpness.signals import Stopped, whole
+from sharpness.text import differences
 from sharpness.vectors import flatten, stream
 
 UPDATES = 20_000  # the cap where neither epochs nor updates is given
 STOP_LOSS = 1e-2  # the goal where nothing else ends the training
 NEAR = 2.0  # within this many times the next level, the loss is checked every 2 updates
+KEEP_EVERY = 10.0  # seconds between two times that an unfinished run is kept
+KEEP_SHARE = 20  # times what that takes, at least
+INTERRUPTED = "interrupted"
+NUMBERS = ("step",)  # of an optimizer's state: one for each parameter tensor
 MOST_THREADS = 1024  # torch dies of far more
 LARGEST_SEED = 2**63 - 1
 
@@ -104,16 +111,28 @@ TAKES = {
 
 
 def train(
-    config: TrainConfig, *, progress: Callable[[int, int | None, str], None] | None = None
+    config: TrainConfig,
+    *,
+    begun: Run | None = None,
+    keep: Callable[[Run], None] | None = None,
+    progress: Callable[[int, int | None, str], None] | None = None,
 ) -> Run:
     """Return the run of a training: from where to where, by which way, and why it stopped there.
 
-    The same configuration gives the same bytes on the same machine. Every epoch takes a new
-    permutation from ``order_seed``. The history has a row for the start, for the first look at
-    the loss after each epoch, and for the end.
+    The same configuration gives the same bytes on the same machine, also where it was interrupted
+    and goes on. Every epoch takes a new permutation from ``order_seed``. The history has a row for
+    the start, for the first look at the loss after each epoch, and for the end.
+
+    Args:
+        begun: What ``keep`` was called with at last by a training of the same configuration, to go
+            on from.
+        keep: Called with the unfinished run some every ten seconds, or less often where that takes
+            long, and when a signal stops the training; it is a run like others, ``stopped`` is
+            "interrupted".
+        progress: Called after each look at the loss.
 
     Raises:
-        InputError: If the configuration cannot be met.
+        InputError: If the configuration cannot be met, or is not that of ``begun``.
         ComputationError: If the training loss stops being finite.
 
     >>> run = train(TrainConfig(batch_size=600, updates=5))
@@ -141,7 +160,10 @@ def train(
     where = next(problem.model.parameters()).device
     # Dropout draws from torch's own generator, which is made ours meanwhile.
     with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
-        return _Training(config, problem).run(progress)
+        training = _Training(config, problem)
+        if begun:
+            training.resume(begun)
+        return training.run(keep, progress)
 
 
 def problem_of(config: TrainConfig) -> Problem:
@@ -259,50 +281,83 @@ class _Training:
         self.model.train()  # the objectives have modules of their own, in eval mode
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
+        self.last_row = 0  # the epoch of the last row of the history
+        self.looked, self.next_look = -1, 0  # updates done at the last look, and at the next
         self.levels = sorted(config.checkpoint_losses, reverse=True)
         self.checkpoints: list[tuple[int, Solution]] = []
+        self.start = solution(self.model)
+        self.stopped: str | None = None  # why the training is at its end
+        self.is_whole = True  # no step was left in the middle
 
-    def run(self, progress: Callable[[int, int | None, str], None] | None) -> Run:
-        config = self.config
-        start = solution(self.model)
-        last_row = 0  # the epoch of the last row of the history
+    def run(
+        self,
+        keep: Callable[[Run], None] | None,
+        progress: Callable[[int, int | None, str], None] | None,
+    ) -> Run:
+        begun, cost = monotonic(), 0.0
+        following = self._batches()
+        try:
+            while True:
+                if self.looked < self.updates:
+                    self._look(progress)
+                if self.stopped:
+                    return self._result(self.stopped)
+                if keep and monotonic() - begun >= max(KEEP_EVERY, KEEP_SHARE * cost):
+                    begun = monotonic()
+                    keep(self._unfinished())
+                    cost = monotonic() - begun
+                with self._step():
+                    self._update(*next(following))
+        except Stopped:
+            if keep and self.is_whole and self.rows:
+                keep(self._unfinished())
+            raise
+
+    def _look(self, progress: Callable[[int, int | None, str], None] | None) -> None:
+        """Look at the loss where it is time to, and decide whether the training goes on.
+
+        Nothing is noted before all is measured, for a signal may come meanwhile.
+        """
+        done = self._done() if self.updates else None
+        fresh_epoch = self.epoch > self.last_row or not self.updates
+        watched = self.config.stop_loss is not None or self.levels
+        if self.updates < self.next_look and not done:
+            self.looked = self.updates
+            return
+        if not (done or watched or fresh_epoch):
+            with self._step():
+                self.looked, self.next_look = self.updates, self.updates + self.config.check_every
+            return
         measured = self._evaluate("train")
-        self._row(measured)
-        if self._judge(measured["loss"]):
-            return self._result(start, "stop_loss")
-        next_look = self._next_look(measured["loss"])
-        for batch in self._batches():
-            self._update(*batch)
-            done = self._done()
-            if not done and self.updates < next_look:
-                continue
-            next_look = self.updates + config.check_every
-            fresh_epoch = self.epoch > last_row
-            watched = config.stop_loss is not None or self.levels
-            if not (done or watched or fresh_epoch):
-                continue
-            measured = self._evaluate("train")
-            loss = measured["loss"]
-            if self._judge(loss):
-                done = "stop_loss"
-            next_look = self._next_look(loss)
-            if progress:
-                progress(self.updates, config.updates, f"training loss {loss:.2e}")
-            if done or fresh_epoch:
-                last_row = self.epoch
-                self._row(measured)
-            if done:
-                return self._result(start, done)
-        raise AssertionError("the batches have no end")
+        loss = measured["loss"]
+        meets = self.config.stop_loss is not None and loss <= self.config.stop_loss
+        row = self._row(measured) if done or meets or fresh_epoch else None
+        with self._step():
+            self.stopped = "stop_loss" if self._judge(loss) else done
+            self.looked, self.next_look = self.updates, self._next_look(loss)
+            if row:
+                self.last_row = self.epoch
+                self.rows.append(row)
+        if progress and self.updates:
+            progress(self.updates, self.config.updates, f"training loss {loss:.2e}")
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Do a step of the training whole, or leave a mark that it was torn."""
+        with whole():
+            self.is_whole = False
+            yield
+            self.is_whole = True
 
     def _batches(self) -> Iterator[Any]:
-        """Yield the batches of one epoch after the other, without end."""
+        """Yield the batches that are still to come, of one epoch after the other, without end."""
         part, where = self.problem.data.train, self.parameters[0].device
         total = size(part)
+        taken = self.examples - self.epoch * total  # of this epoch, before an interruption
         while True:
             rng = stream(self.config.order_seed or 0, self.epoch)
-            order = torch.from_numpy(rng.permutation(total))
-            shuffled = take(part, order)
+            order = torch.from_numpy(rng.permutation(total)[taken:])
+            shuffled, taken = take(part, order), 0
             for inputs, targets in batches(shuffled, self.config.batch_size):
                 if self.examples + len(targets) == (self.epoch + 1) * total:
                     self.epoch += 1
@@ -337,14 +392,14 @@ class _Training:
         measured = self.objectives[part].evaluate(solution(self.model))
         return {name: float(value) for name, value in measured.items()}
 
-    def _row(self, on_train: dict[str, float]) -> None:
+    def _row(self, on_train: dict[str, float]) -> dict[str, float]:
         row: dict[str, float] = {"update": self.updates, "examples": self.examples}
         for part, measured in (("train", on_train), ("test", self._evaluate("test"))):
             row[f"{part}_loss"] = measured["loss"]
             if "accuracy" in measured:
                 total = size(getattr(self.problem.data, part))
                 row[f"{part}_right"] = round(measured["accuracy"] * total)
-        self.rows.append(row)
+        return row
 
     def _judge(self, loss: float) -> bool:
         """Keep what is to be kept at this training loss; say whether it meets the goal."""
@@ -364,15 +419,7 @@ class _Training:
         wait = self.config.check_every
         return self.updates + (min(2, wait) if loss <= NEAR * level else wait)
 
-    def _result(self, start: Solution, stopped: str) -> Run:
-        whole = {"update", "examples", "train_right", "test_right"}
-        history = {
-            name: torch.tensor(
-                [row[name] for row in self.rows],
-                dtype=torch.int64 if name in whole else torch.float64,
-            )
-            for name in self.rows[0]
-        }
+    def _result(self, stopped: str) -> Run:
         self.model.eval()
         now = dict(self.model.named_buffers())
         for name, before in self.loose.items():
@@ -381,8 +428,70 @@ class _Training:
                     f"training needs buffers that are kept, got {name}, which changes and is not "
                     "persistent: register it with persistent=True"
                 )
+        return self._so_far(stopped, {"end": {"train_loss": self.rows[-1]["train_loss"]}})
+
+    def _unfinished(self) -> Run:
+        """Return the run so far, with all that a training needs to go on from there."""
+        where = self.parameters[0].device
+        states = {"cpu": torch.get_rng_state()}
+        if where.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(where)
+        state = {
+            "looked": self.looked,
+            "next_look": self.next_look,
+            "last_row": self.last_row,
+            "examples": self.examples,
+            "epoch": self.epoch,
+            "stopped": self.stopped,
+            "random": {name: x.numpy().tobytes().hex() for name, x in states.items()},
+        }
+        return self._so_far(INTERRUPTED, {"state": state})
+
+    def resume(self, begun: Run) -> None:
+        """Take up a training where another of the same configuration was interrupted.
+
+        Raises:
+            InputError: If it was not interrupted, or is of another configuration or other data.
+        """
+        mine = {"train": record(self.config), "data": self.problem.spec}
+        its = {key: begun.spec.get(key) for key in mine}
+        if begun.stopped != INTERRUPTED or begun.start is None or mine != its:
+            raise InputError(
+                "a training needs one of its own configuration that was interrupted, to go on, got "
+                f"{differences(its, mine) or begun.stopped}: begin anew"
+            )
+        place(self.model, begun.end)
+        _set_state(self.optimizer, self.parameters, begun.optimizer)
+        self.start, self.updates = begun.start, begun.updates
+        columns = {name: column.tolist() for name, column in begun.history.items()}
+        self.rows = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+        self.checkpoints = list(
+            zip(begun.checkpoint_updates.tolist(), begun.checkpoints, strict=True)
+        )
+        self.levels = self.levels[len(self.checkpoints) :]
+        state = begun.spec["state"]
+        for name in ("looked", "next_look", "last_row", "examples", "epoch", "stopped"):
+            setattr(self, name, state[name])
+        for name, text in state["random"].items():
+            tensor = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+            if name == "cpu":
+                torch.set_rng_state(tensor)
+            else:
+                torch.cuda.set_rng_state(tensor, self.parameters[0].device)
+
+    def _so_far(self, stopped: str, more: dict[str, Any]) -> Run:
+        counts = {"update", "examples", "train_right", "test_right"}
+        history = {
+            name: torch.tensor(
+                [row[name] for row in self.rows],
+                dtype=torch.int64 if name in counts else torch.float64,
+            )
+            for name in self.rows[0]
+        }
         return Run(
-            start=_on_cpu(start),
+            start=_on_cpu(self.start),
             end=_on_cpu(solution(self.model)),
             checkpoints=[point for _, point in self.checkpoints],
             checkpoint_updates=torch.tensor(
@@ -398,8 +507,8 @@ class _Training:
                 "algorithm": "train",
                 "train": record(self.config),
                 "data": self.problem.spec,
-                "parameters": len(start.theta),
-                "end": {"train_loss": self.rows[-1]["train_loss"]},
+                "parameters": len(self.start.theta),
+                **more,
             },
         )
 
@@ -421,6 +530,26 @@ def _optimizer_state(
         pieces = [state.get(name, zero) for state, zero in zip(states, blank, strict=True)]
         flat[name] = flatten(pieces).cpu()
     return flat
+
+
+def _set_state(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], flat: dict[str, Tensor]
+) -> None:
+    """Give an optimizer the state that ``_optimizer_state`` returned."""
+    begin = 0
+    for i, p in enumerate(parameters):
+        end = begin + p.numel()
+        found = {
+            name: x[i] if name in NUMBERS else x[begin:end].reshape(p.shape)
+            for name, x in flat.items()
+        }
+        begin = end
+        if any(name in found and not found[name] for name in NUMBERS):
+            continue  # it never had a gradient, and torch makes its state at the first
+        for name, value in found.items():
+            like = optimizer.state[p].get(name)
+            where = p.device if name not in NUMBERS or like is None else like.device
+            optimizer.state[p][name] = value.clone().to(where)
 
 
 def _on_cpu(point: Solution) -> Solution:
