@@ -224,7 +224,7 @@ def fitting(compute: Callable[[], R], options: dict[str, Any], pieces: Pieces) -
     was found is a piece itself, for the next time.
 
     Raises:
-        OutOfMemoryError: If a batch of one example does not fit, or if a split would change the result.
+        OutOfMemoryError: If one example does not fit, or if a split would change the result.
     """
     import torch
 
