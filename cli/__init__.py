@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from sharpness._version import __version__
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import ComputationError, InputError, is_out_of_memory
 from sharpness.signals import Stopped, answered
 
 from .logs import logs_of_one_command
@@ -141,8 +141,8 @@ def _code(error: Exception) -> int | None:
     """Return the exit code of a user's error, None of a bug."""
     if isinstance(error, InputError | click.UsageError):
         return 2
-    known = isinstance(error, ComputationError | OSError | MemoryError | click.ClickException)
-    return 1 if known or type(error).__name__ == "OutOfMemoryError" else None  # torch's
+    known = isinstance(error, ComputationError | OSError | click.ClickException)
+    return 1 if known or is_out_of_memory(error) else None
 
 
 def _text(error: Exception) -> str:
@@ -150,6 +150,8 @@ def _text(error: Exception) -> str:
         return error.format_message()
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if is_out_of_memory(error) and not isinstance(error, ComputationError):
+        return f"out of memory ({str(error) or 'of the host'}): lower --memory or --micro-batch"
     return str(error)
 
 

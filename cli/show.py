@@ -143,7 +143,7 @@ def _run(run: Run) -> list[str]:
     words.append(
         f"{record['optimizer']} at rate {record['learning_rate']:g}, batch size "
         f"{record['batch_size']}, seed {record['seed']}: {run.updates:,} updates, "
-        f"{int(run.history['examples'][-1]):,} examples, stopped by {run.stopped}"
+        f"{int(run.history['examples'][-1]):,} examples, {_ending(run)}"
     )
     if goal is not None and run.stopped != "stop_loss":
         words.append(f"NOT at the training loss {goal:g}: leave it out of comparisons at that loss")
@@ -160,6 +160,10 @@ def _run(run: Run) -> list[str]:
         gap = 100 * (rights["train"] - rights["test"])
         words.append(f"own generalization gap (train - test accuracy) {gap:.2f} points")
     return words
+
+
+def _ending(run: Run) -> str:
+    return "interrupted there" if run.stopped == "interrupted" else f"stopped by {run.stopped}"
 
 
 def _where(spec: dict[str, Any]) -> str:

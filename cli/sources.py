@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sharpness.bars import Progress, progress as bar
-from sharpness.errors import InputError, OutOfMemoryError
+from sharpness.errors import InputError
 from sharpness.journal import Journal, part_of
 from sharpness.results import Result, Run
 
@@ -22,7 +22,6 @@ from .parameters import MEMORY, Bytes
 from .show import note, report
 
 # Options that a checkpoint needs and a run's file knows by itself.
-HALVED = "micro-batch"
 Pieces = MutableMapping[str, Tensor]
 R = TypeVar("R")
 OF_CHECKPOINT = ("model_options", "train_examples", "label_noise", "split_seed")
@@ -218,31 +217,14 @@ def _journal(path: Path, asked: dict[str, Any], options: dict[str, Any]) -> Jour
 
 
 def fitting(compute: Callable[[], R], options: dict[str, Any], pieces: Pieces) -> R:
-    """Return what ``compute`` does, with the micro-batch halved as often as memory runs out.
+    """Return what ``compute`` does, with the micro-batch of the options halved where it must be."""
+    from sharpness.micro_batches import halving
 
-    Only before the first piece: pieces in other micro-batches are rounded otherwise. A size that
-    was found is a piece itself, for the next time.
+    def computed(micro_batch: int | None) -> R:
+        options["micro_batch"] = micro_batch
+        return compute()
 
-    Raises:
-        OutOfMemoryError: If one example does not fit, or if a split would change the result.
-    """
-    import torch
-
-    found = [int(value) for key, value in pieces.items() if key.startswith(HALVED)]
-    if found:
-        options["micro_batch"] = min(found)
-    while True:
-        try:
-            return compute()
-        except OutOfMemoryError as error:
-            if not error.splits or len(pieces) > len(found):
-                raise
-            tried, size = error.examples, error.examples // 2
-        # Outside of the except, whose frames hold what did not fit.
-        note(f"out of memory in batches of {tried} examples: going on with {size}")
-        options["micro_batch"] = size
-        found.append(size)
-        pieces[f"{HALVED} {size}"] = torch.tensor(size)
+    return halving(computed, options.get("micro_batch"), pieces=pieces, tell=note)
 
 
 def require_place(path: Path) -> None:

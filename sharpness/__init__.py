@@ -32,10 +32,16 @@ if TYPE_CHECKING:
         to_scipy as to_scipy,
     )
     from sharpness.cuts import cut as cut
-    from sharpness.errors import ComputationError as ComputationError, InputError as InputError
+    from sharpness.errors import (
+        ComputationError as ComputationError,
+        InputError as InputError,
+        OutOfMemoryError as OutOfMemoryError,
+    )
     from sharpness.gemm import fast_gemm as fast_gemm
+    from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.micro_batches import halving as halving
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.planes import convexity as convexity, plane as plane
     from sharpness.problem import (
@@ -65,10 +71,12 @@ logging.getLogger("sharpness").addHandler(logging.NullHandler())
 HOMES = {
     "ComputationError": "errors",
     "InputError": "errors",
+    "OutOfMemoryError": "errors",
     # a model, its data and its loss
     "Objective": "objective",
     "accuracy": "objective",
     "fast_gemm": "gemm",
+    "halving": "micro_batches",
     "objective_of": "problem",
     "read": "problem",
     "solution": "problem",
@@ -98,6 +106,7 @@ HOMES = {
     "run_numbers": "analyses",
     # results and files
     "Comparison": "results",
+    "Journal": "journal",
     "Convexity": "results",
     "Cut": "results",
     "Eigenpairs": "results",

@@ -5,20 +5,77 @@ hundred examples is as fast as one big batch for an MLP; for convolutions, whose
 outgrow the cache and are mapped anew at each operation, it is several times faster.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from sharpness.data import Part, size, take
+from sharpness.errors import OutOfMemoryError
 from sharpness.objective import Measure, Objective
 
 MOST = 1024  # examples: where they are small, more in a batch gain nothing
 # Bytes of what one batch saves for its derivatives. A GPU wants larger kernels; no timing on one
 # stands behind that number.
 ACTIVATIONS = {"cpu": 2**25, "cuda": 2**31}
+
+HALVED = "micro-batch"  # how the names of pieces begin that hold a size
+
+LOG = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+def halving(
+    compute: Callable[[int | None], R],
+    micro_batch: int | None = None,
+    *,
+    pieces: MutableMapping[str, Tensor] | None = None,
+    tell: Callable[[str], None] = LOG.info,
+) -> R:
+    """Return what ``compute`` does, with batches halved as often as memory runs out.
+
+    Only before the first piece: pieces from other batches are rounded otherwise. A size that fits
+    becomes a piece, which later calls begin with.
+
+    Args:
+        compute: Called with a micro-batch; makes its Objective with it.
+        micro_batch: The first. Default: what ``objective_of`` chooses.
+        pieces: Those that ``compute`` fills.
+        tell: Called with a sentence at each halving.
+
+    Raises:
+        OutOfMemoryError: If one example does not fit, if a split would change the result, as under
+            the statistics of batches, or if there are pieces already.
+
+    >>> def compute(micro_batch):
+    ...     if micro_batch > 2:
+    ...         raise OutOfMemoryError("no room", examples=micro_batch, splits=True)
+    ...     return micro_batch
+    >>> halving(compute, 16, tell=print)
+    out of memory in batches of 16 examples: going on with 8
+    out of memory in batches of 8 examples: going on with 4
+    out of memory in batches of 4 examples: going on with 2
+    2
+    """
+    pieces = {} if pieces is None else pieces
+    found = [int(value) for name, value in pieces.items() if name.startswith(HALVED)]
+    micro_batch = min(found, default=micro_batch)
+    while True:
+        try:
+            return compute(micro_batch)
+        except OutOfMemoryError as error:
+            if not error.splits or len(pieces) > len(found):
+                raise
+            tried, micro_batch = error.examples, error.examples // 2
+        # Outside of the except, whose frames hold what did not fit.
+        tell(f"out of memory in batches of {tried} examples: going on with {micro_batch}")
+        found.append(micro_batch)
+        pieces[f"{HALVED} {micro_batch}"] = torch.tensor(micro_batch)
 
 
 def micro_batch_of(
