@@ -14,6 +14,7 @@ import torch
 from sharpness import plots
 from sharpness.comparison import effects
 from sharpness.data import batches, size, stratified, take
+from sharpness.finite import require_finite
 from sharpness.micro_batches import micro_batch_of
 from sharpness.objective import Objective
 from sharpness.results import Comparison, Trajectory
@@ -31,6 +32,7 @@ from .verdict import (
     finish_along,
     group_rows,
     key,
+    left_out,
     mean_interval,
     remarks,
     where,
@@ -59,7 +61,9 @@ def held_out(job: Training) -> dict[str, float]:
             problem.loss,
             metrics=problem.metrics,
         )
-        for measure, value in f.evaluate(end).items():
+        measured = f.evaluate(end)
+        require_finite(f, f"the {name} of a rate", end, *measured.values())
+        for measure, value in measured.items():
             found[f"{name}_{measure}"] = float(value) * (100 if measure == "accuracy" else 1)
     return found
 
@@ -196,7 +200,8 @@ def rate_figure(found: Comparison) -> bytes:
     made.supxlabel(
         f"all at training loss {found.spec['design']['level']:g}; lines: means, geometric where "
         f"the axis is logarithmic; bands: their 95 % intervals over "
-        f"{len(found.seeds)} seeds;\nrings: best rate, chosen on other held-out examples",
+        f"{len(found.seeds)} seeds;\nrings: best rate, chosen on other held-out examples"
+        + left_out(found.spec["unconverged"], "runs"),
         fontsize="small",
     )
     return plots.png(made)
@@ -227,7 +232,7 @@ def along_figure(
             labels = f"{condition}, " if len(conditions) > 1 else ""
             column[0].set_title(f"{labels}rate {rate:g}", fontsize="medium", loc="left")
         finish_along(block, found)
-    made.supxlabel(along_note(found), fontsize="small")
+    made.supxlabel(along_note(found, along), fontsize="small")
     return plots.png(made)
 
 
@@ -260,7 +265,7 @@ def best_figure(found: Comparison) -> bytes:
     made.supxlabel(
         "batch size, each at its best rate   (points: seeds, lines join those of one seed; bars: "
         "mean, geometric where the axis is logarithmic, and its 95 % interval over "
-        f"{len(found.seeds)} seeds)",
+        f"{len(found.seeds)} seeds)" + left_out(found.spec["unconverged"], "runs"),
         fontsize="small",
     )
     return plots.png(made)

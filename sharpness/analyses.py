@@ -8,6 +8,7 @@ from typing import Any
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.curvature import AdaptiveHessian, Curvature, Hessian
+from sharpness.finite import require_finite
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective
 from sharpness.results import Eigenpairs, Run, Sharpness, SubspaceSharpness
@@ -105,6 +106,9 @@ def run_numbers(run: Run, objectives: Mapping[str, Objective] | None = None) -> 
         objectives: By the part of the data, ``train`` and ``test``: where the run has no history
             of its own, as one from a checkpoint.
 
+    Raises:
+        ComputationError: If a loss that is computed is not finite.
+
     >>> from sharpness.training import TrainConfig, train
     >>> found = run_numbers(train(TrainConfig(updates=1)))
     >>> found["updates"], found["loss_gap"] == found["test_loss"] - found["train_loss"]
@@ -113,7 +117,9 @@ def run_numbers(run: Run, objectives: Mapping[str, Objective] | None = None) -> 
     found = {}
     for part in ("train", "test"):
         if objectives is not None:
-            measured = objectives[part].evaluate(run.end)
+            f = objectives[part]
+            measured = f.evaluate(run.end)
+            require_finite(f, f"{part} part", run.end, *measured.values())
             found[f"{part}_loss"] = float(measured["loss"])
             if "accuracy" in measured:
                 found[f"{part}_accuracy"] = 100 * float(measured["accuracy"])

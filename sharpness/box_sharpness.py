@@ -23,7 +23,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import InputError
+from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
 from sharpness.objective import Objective, Point, Targets, fingerprint
 from sharpness.results import Sharpness, Solution, SubspaceSharpness
@@ -31,6 +32,7 @@ from sharpness.vectors import gaussian, uniform
 
 # A displacement of fewer units in the last place of a weight is rounded away.
 FEWEST_UNITS = 16
+WITHIN = "use a smaller epsilon or float64"
 
 LOG = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ def epsilon_sharpness(
     Raises:
         InputError: If epsilon is not positive or below the rounding of the weights, or there is
             no start.
-        ComputationError: If the loss or its gradient at the center is not finite.
+        ComputationError: If the loss or its gradient is not finite at the center, or at a point of
+            the box that is tried: there is no maximum then.
 
     >>> model = torch.nn.Linear(1, 1, bias=False).double()
     >>> batches = [(torch.ones(1, 1).double(), torch.zeros(1, 1).double())]
@@ -153,7 +156,8 @@ def subspace_sharpness(
 
     Raises:
         InputError: If a number is not in its range, or p is larger than n.
-        ComputationError: If the loss or its gradient at the center is not finite.
+        ComputationError: If the loss or its gradient is not finite at the center, or at a point of
+            the box that is tried: there is no maximum then.
 
     >>> model = torch.nn.Linear(1, 1, bias=False).double()
     >>> f = Objective(model, [(torch.ones(1, 1).double(),) * 2], lambda z, _: z.mean())
@@ -253,13 +257,9 @@ class _Box:
     ) -> None:
         self.objective, self.here, self.A = objective, here, A
         self.b = epsilon * (self._coordinates(here.theta).double().abs() + 1)  # (p,)
-        self.loss = float(objective.value(here))
-        _, slope = objective.value_and_gradient(here)
-        if not (math.isfinite(self.loss) and torch.isfinite(slope).all()):
-            raise ComputationError(
-                f"epsilon_sharpness needs a finite loss and gradient at the center, got a loss of "
-                f"{self.loss}: look at the solution"
-            )
+        value, (_, slope) = objective.value(here), objective.value_and_gradient(here)
+        require_finite(objective, "epsilon_sharpness", here, value, slope)
+        self.loss = float(value)
         self.G = self.b * self._components(slope).double()  # (p,)
         steepest = float(self.G.abs().mean())
         # Unscaled, the first step is the gradient itself: some 1e-7 of a box of size 1.
@@ -284,10 +284,16 @@ class _Box:
     def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         """Return f(x + b u) - f(x) and its gradient in u, shape (n,), from one pass."""
         there = self.here.theta + self.displacement(torch.from_numpy(u))
-        value, slope = self.objective.value_and_gradient(Solution(there, self.here.buffers))
+        value, slope = self._finite(Solution(there, self.here.buffers))
         inside = self.b * self._components(slope).double()
         both = torch.cat([value.double()[None], inside]).cpu().numpy()
         return float(both[0]) - self.loss, both[1:]
+
+    def _finite(self, there: Solution) -> tuple[Tensor, Tensor]:
+        """Return loss and gradient at a point of the box, for its maximum is over all of them."""
+        found = self.objective.value_and_gradient(there)
+        require_finite(self.objective, "epsilon_sharpness in its box", there, *found, remedy=WITHIN)
+        return found
 
     def highest(self, ends: Tensor) -> tuple[Tensor, float]:
         """Return the best displacement, shape (n,), and the loss there, summed in float64."""
@@ -295,11 +301,6 @@ class _Box:
         displacement = self.displacement(best[2:])
         there = Solution(self.here.theta + displacement, self.here.buffers)
         maximum = float(self.objective.value(there))
-        if math.isinf(maximum):
-            raise ComputationError(
-                "Metric 2.1 needs a finite loss in the box, got one that overflows: use a smaller "
-                "epsilon or float64"
-            )
         if maximum > self.loss:
             return displacement, maximum
         return torch.zeros_like(displacement), self.loss  # the center itself is the highest
@@ -338,7 +339,7 @@ class _Climb:
     def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         value, slope = self.box.rise(u)
         self.gradients += 1
-        if value > self.best:  # false for NaN, which is no maximum
+        if value > self.best:
             self.best, self.u = value, u.copy()
         return value, slope
 
@@ -364,7 +365,7 @@ def _sign_iteration(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> 
     for _ in range(iterations):
         _, slope = climb.rise(u)
         following = np.where(slope == 0, u, np.sign(slope))
-        if np.array_equal(following, u) or not np.isfinite(slope).all():
+        if np.array_equal(following, u):
             return
         u = following
 

@@ -15,10 +15,10 @@ from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import ComputationError, InputError
+from sharpness.finite import in_block, not_finite
 from sharpness.micro_batches import saved
 from sharpness.objective import BatchMean, Inputs, Objective, Point, Targets, fingerprint
 from sharpness.results import Solution
-from sharpness.vectors import unflatten
 
 # Of one batch, by its number, inputs and targets: what is averaged to a product, shape (n,), or
 # its rows (2, n), the second of which is how much the first may be off.
@@ -141,6 +141,7 @@ class Curvature(ABC):
         self.theta = self._here.theta.detach().requires_grad_()
         self.size, self.dtype, self.device = len(self.theta), self.theta.dtype, self.theta.device
         self.maps: dict[int, Callable[[Tensor], Tensor]] = {}  # of the engine that keeps them
+        self._losses = self.theta.new_zeros(())  # NaN once the loss of a batch is not finite
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -212,8 +213,9 @@ class Curvature(ABC):
         with self._derivatives():
             rows = self.objective.mean(self._product(v))
         product, *change = rows.view(-1, self.size)
-        if not torch.isfinite(product).all():
-            raise self._not_finite(v)
+        # A hinge lets no NaN through to its slope: the losses themselves are looked at too.
+        if not (torch.isfinite(product).all() & torch.isfinite(self._losses)):
+            self._require_finite(v, product)
         self.products += 1
         self.seconds += perf_counter() - begun  # a GPU was waited for by the line before
         if change:
@@ -258,31 +260,33 @@ class Curvature(ABC):
         _ = self.point  # before the pass over the data: it may take one of its own
         return ENGINES[self.engine](self, v)
 
-    def _not_finite(self, v: Tensor) -> InputError | ComputationError:
-        """Return the error that names what is not finite, from a second look at every batch."""
+    def _require_finite(self, v: Tensor, product: Tensor) -> None:
+        """Raise the error that names what is not finite, from a second look at every batch."""
         if not torch.isfinite(v).all():
-            return InputError("a product needs a finite vector, got one that is not: change it")
-        f = self.objective
-        with torch.no_grad():
-            lost = f.first_not_finite(lambda i, x, y: f.batch_loss(self.point, x, y))
-        if lost:
-            return ComputationError(
-                f"curvature needs a finite loss, got {float(lost[1])} in batch {lost[0]}: look at "
-                "the data and the weights"
-            )
+            raise InputError("a product needs a finite vector, got one that is not: change it")
+        fault = not_finite(self.objective, "curvature", self.point, gradient=False)
+        if fault:
+            raise fault
+        self._losses.zero_()  # of batches that weigh nothing
+        if torch.isfinite(product).all():
+            return
+        rows = self._product(v)
         with self._derivatives():
-            found = f.first_not_finite(self._product(v))
+            found = self.objective.first_not_finite(
+                lambda *batch: rows(*batch).view(-1, self.size)[0]
+            )
         if not found:
-            return ComputationError(
+            raise ComputationError(
                 "curvature needs a finite product, got one whose mean over all batches and ranks "
                 "is not: look at its scale and at the other ranks"
             )
-        blocks = unflatten(found[1].view(-1, self.size)[0], f.shapes)
-        name, block = next((n, b) for n, b in blocks.items() if not torch.isfinite(b).all())
-        return ComputationError(
-            f"curvature needs a finite product, got {float(block[~torch.isfinite(block)][0])} for "
-            f"{name} in batch {found[0]}: look for a root or a norm at 0, or an overflow"
-        )
+        needed, got, remedy = in_block(self.objective, "product", *found)
+        raise ComputationError(f"curvature needs {needed}, got {got}: {remedy}")
+
+    def _seen(self, loss: Tensor) -> Tensor:
+        """Return a loss of one batch, and note if it is not finite."""
+        self._losses += 0 * loss.detach()
+        return loss
 
     def differences(self, v: Tensor) -> Rows:
         """Return the rows of a batch by differences of gradients, where that is possible."""
@@ -313,7 +317,7 @@ class Hessian(Curvature):
 
     def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> H v of one batch."""
-        loss = self.objective.batch_loss(self.point, inputs, targets)
+        loss = self._seen(self.objective.batch_loss(self.point, inputs, targets))
         slope = _vjp(loss, self.theta, create_graph=True)
         return lambda v: _vjp(slope, self.theta, v)
 
@@ -334,7 +338,9 @@ class Hessian(Curvature):
         def rows(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             def slope(step: float) -> Tensor:
                 there = replace(self.point, theta=theta + step * v)
-                return self.objective.batch_gradient(there, inputs, targets)[1]
+                loss, slope = self.objective.batch_gradient(there, inputs, targets)
+                self._seen(loss)
+                return slope
 
             near, far = ((slope(s) - slope(-s)) / (2 * s) for s in (h, 2 * h))
             return torch.stack([near, 2 * (far - near)])
@@ -402,7 +408,8 @@ class GaussNewton(Curvature):
         u = torch.zeros_like(z, requires_grad=True)
         Ju = _vjp(z, self.theta, u, create_graph=True)  # J^T u is linear in u: its vjp is J
         leaf = z.detach().requires_grad_()
-        slope = _vjp(self.objective.loss_of_outputs(leaf, targets), leaf, create_graph=True)
+        loss = self._seen(self.objective.loss_of_outputs(leaf, targets))
+        slope = _vjp(loss, leaf, create_graph=True)
         return lambda v: _vjp(z, self.theta, _vjp(slope, leaf, _vjp(Ju, u, v)))
 
 

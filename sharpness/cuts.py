@@ -10,6 +10,7 @@ from torch import Tensor
 from sharpness.batch_norm import layers
 from sharpness.curvature import Hessian
 from sharpness.errors import InputError
+from sharpness.finite import require_finite
 from sharpness.grid import evaluated
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.profiles import require_alphas
@@ -56,6 +57,7 @@ def cut(
 
     Raises:
         InputError: If directions are not finite rows for this center, or alphas are no grid.
+        ComputationError: If the parabola is wanted where loss or gradient is not finite.
 
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
     >>> one = torch.ones(1, 2).double()
@@ -140,7 +142,9 @@ def _values(
 def _derivatives(objective: Objective, here: Solution, rows: Tensor) -> tuple[Tensor, ...]:
     """Return slopes, curvatures and the sampling errors of the latter, (k,) each."""
     A = Hessian(objective, here)
-    slopes = rows.double() @ objective.gradient(here).double()
+    value, slope = objective.value_and_gradient(here)
+    require_finite(objective, "the parabola of a cut", here, value, slope)
+    slopes = rows.double() @ slope.double()
     curvatures = torch.stack([row.double() @ (A @ row).double() for row in rows])
     return slopes.cpu(), curvatures.cpu(), A.sampling_errors(rows).double()
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sharpness.curvature import Hessian
 from sharpness.errors import InputError
+from sharpness.finite import require_finite
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective, Point
 from sharpness.records import Shown
@@ -260,18 +261,21 @@ def gradient_direction(objective: Objective, point: Point | None = None) -> Tens
     """Return the gradient as one row of unit length, (1, n): where the loss rises the fastest.
 
     Raises:
-        InputError: If the gradient is zero or not finite there.
+        InputError: If the gradient is zero there.
+        ComputationError: If the loss or the gradient is not finite there.
 
     >>> f = Objective(nn.Linear(1, 1, bias=False), [(torch.ones(1, 1),) * 2], nn.MSELoss())
     >>> gradient_direction(f, torch.tensor([3.0]))  # of (theta - 1)^2
     tensor([[1.]])
     """
-    slope = objective.gradient(objective.theta if point is None else point)
+    here = objective.theta if point is None else point
+    value, slope = objective.value_and_gradient(here)
+    require_finite(objective, "gradient_direction", here, value, slope)
     length = torch.linalg.vector_norm(slope, dtype=torch.float64)
     if not 0 < float(length) < torch.inf:
         raise InputError(
-            f"gradient_direction needs a finite gradient other than 0, got one of norm "
-            f"{float(length):g}: take random directions or eigenvectors"
+            f"gradient_direction needs a gradient other than 0, got one of norm {float(length):g}: "
+            "take random directions or eigenvectors"
         )
     return (slope.double() / length).to(slope)[None]
 

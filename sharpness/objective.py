@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -332,8 +332,10 @@ class Objective:
         for name, layer in norms.items():
             if moments[name]:  # a layer that is not used has none
                 mean, variance = pooled(layer, moments[name])
+                variance = variance.to(here.theta)
                 found[f"{name}.running_mean"] = mean.to(here.theta)
-                found[f"{name}.running_var"] = variance.to(here.theta)
+                # One that overflows would switch its channel off, and leave a finite loss.
+                found[f"{name}.running_var"] = variance.masked_fill(variance.isinf(), torch.nan)
         return found
 
     def _look_again_at_outputs(self, here: Solution, inputs: Inputs, z: Any) -> None:
@@ -400,9 +402,11 @@ class Objective:
             )
         return mean
 
-    def first_not_finite(self, f: BatchMean) -> tuple[int, Tensor] | None:
+    def first_not_finite(
+        self, f: BatchMean, of: Literal["batches", "statistics"] = "batches"
+    ) -> tuple[int, Tensor] | None:
         """Return the number of the first batch where f is not finite, and f there, or None."""
-        for i, (weight, value) in enumerate(self._each(self.batches, f, "batches")):
+        for i, (weight, value) in enumerate(self._each(getattr(self, of), f, of)):
             if weight and not torch.isfinite(value).all():
                 return i, value
         return None

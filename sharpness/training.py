@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
+from sharpness.finite import not_finite
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
@@ -364,22 +365,27 @@ class _Training:
                 yield on_device(where, inputs), targets.to(where)
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         args, kwargs = arguments(inputs)
         try:
             outputs = self.model(*args, **kwargs)
             loss = self.objectives["train"].loss_of_outputs(outputs, targets)
+            value = loss.item()
+            if not math.isfinite(value):  # while the gradients of the last update are still there
+                raise self._not_finite(f"a finite loss, got {value} in {self._next()}")
+            self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self.optimizer.step()
         except (InputError, ComputationError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
             raise ComputationError(
-                f"training failed in update {self.updates + 1}, of a batch of {len(targets)}: "
-                f"{located(error)}"
+                f"training failed in {self._next()}, of a batch of {len(targets)}: {located(error)}"
             ) from error
         self.updates += 1
         self.examples += len(targets)
+
+    def _next(self) -> str:
+        return f"update {self.updates + 1}"
 
     def _done(self) -> str | None:
         if self.config.updates is not None and self.updates >= self.config.updates:
@@ -404,14 +410,32 @@ class _Training:
     def _judge(self, loss: float) -> bool:
         """Keep what is to be kept at this training loss; say whether it meets the goal."""
         if not math.isfinite(loss):
-            raise ComputationError(
-                f"training needs a finite loss, got {loss} after {self.updates} updates: "
-                "lower the learning rate"
-            )
+            after = f"after {self.updates} updates" if self.updates else "before the first update"
+            raise self._not_finite(f"a finite loss, got {loss} {after}")
         while self.levels and loss <= self.levels[0]:
             self.levels.pop(0)
             self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
         return self.config.stop_loss is not None and loss <= self.config.stop_loss
+
+    def _not_finite(self, otherwise: str) -> ComputationError:
+        """Return the error that names where the first number that is not finite appeared.
+
+        That is, in the order of an update: a gradient of the last one, whose loss was finite, the
+        weights it left, or what came next.
+        """
+        if not self.updates:
+            f = self.objectives["train"]
+            fault = not_finite(f, "training", solution(self.model), gradient=False)
+            return fault or ComputationError(f"training needs {otherwise}: look at the model")
+        named = list(self.model.named_parameters())
+        looked = [("a finite gradient", "in", n, p.grad) for n, p in named if p.grad is not None]
+        looked += [("finite weights", "after", n, p.detach()) for n, p in named]
+        for what, when, name, x in looked:
+            bad = x[~torch.isfinite(x)]
+            if len(bad):
+                otherwise = f"{what}, got {float(bad[0])} for {name} {when} update {self.updates}"
+                break
+        return ComputationError(f"training needs {otherwise}: lower the learning rate")
 
     def _next_look(self, loss: float) -> int:
         """Return after how many updates the loss is looked at again: sooner near a level."""

@@ -26,7 +26,7 @@ LAYERS = [
         "journal",
         "plots",
     },
-    {"micro_batches"},
+    {"micro_batches", "finite"},
     {"problem", "curvature"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},

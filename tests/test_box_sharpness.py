@@ -247,17 +247,48 @@ def test_impossible_requests_are_refused(options: dict[str, Any], named: str) ->
         epsilon_sharpness(SEPARABLE, **options)
 
 
-def test_a_center_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(ComputationError, match="got a loss of nan"):
-        epsilon_sharpness(SEPARABLE, torch.full((5,), torch.nan).double())
+@pytest.mark.parametrize("measure", [epsilon_sharpness, subspace_sharpness])
+def test_a_center_that_is_not_finite_is_an_error(measure: Any) -> None:
+    options = {"dimension": 2} if measure is subspace_sharpness else {}
+    with pytest.raises(ComputationError, match="finite weights, got 5 that are not in theta"):
+        measure(SEPARABLE, torch.full((5,), torch.nan).double(), **options)
+    absent = Objective(SEPARABLE.model, SEPARABLE.batches, lambda z, _: z.mean() * torch.nan)
+    with pytest.raises(ComputationError, match="epsilon_sharpness needs a finite loss, got nan in"):
+        measure(absent, **options)
 
 
-def test_points_that_are_not_finite_are_no_maximum() -> None:
+@pytest.mark.parametrize("method", ["starts", "sign_starts"])
+@pytest.mark.parametrize("beyond", ["nan", "inf"])
+def test_a_box_in_which_the_loss_is_not_finite_everywhere_has_no_maximum(
+    method: str, beyond: str
+) -> None:
+    """The loss is finite near the center, and where it exceeds 1e-3 it is no number."""
     f = quadratic(torch.eye(2).double(), numbers(1, 1), numbers(0, 0), 0.0)
-    steep = Objective(f.model, f.batches, lambda z, _: z.mean() + (1e-3 - z.mean()).sqrt())
-    found = epsilon_sharpness(steep, epsilon=0.1)  # NaN where z exceeds 1e-3, and most of it does
-    assert np.isfinite(found.value)
-    assert found.value > 0
+    steep = Objective(
+        f.model,
+        f.batches,
+        lambda z, _: z.mean() + torch.where(z.mean() > 1e-3, float(beyond), 0.0),
+    )
+    one = {"starts": 0, "sign_starts": 0, method: 2}
+    wanted = f"epsilon_sharpness in its box needs a finite loss, got {beyond} in batch .: use a"
+    with pytest.raises(ComputationError, match=wanted):
+        epsilon_sharpness(steep, epsilon=0.1, **one)
+    assert epsilon_sharpness(steep, epsilon=1e-5, **one).value > 0
+
+
+def test_a_gradient_that_is_not_finite_in_the_box_is_named() -> None:
+    """Away from the center a root is added that is 0 there, with an infinite slope."""
+
+    def loss(z: Tensor, _: Tensor) -> Tensor:
+        root = (z - z.detach()).abs().sum().sqrt()
+        return z.mean() + (root if z.mean() > 1e-4 else 0)
+
+    f = quadratic(torch.eye(2).double(), numbers(1, 1), numbers(0, 0), 0.0)
+    torn = Objective(f.model, f.batches, loss)
+    with pytest.raises(
+        ComputationError, match=r"box needs a finite gradient, got \w+ for theta in"
+    ):
+        epsilon_sharpness(torn, epsilon=0.1)
 
 
 def test_a_sample_of_the_data_tells_its_sampling_error() -> None:
@@ -360,5 +391,5 @@ def test_a_subspace_that_is_none_is_refused(options: dict[str, int]) -> None:
 def test_a_loss_that_overflows_in_the_box_is_an_error() -> None:
     f = quadratic(torch.eye(2).double(), numbers(1, 1), numbers(0, 0), 0.0)
     steep = Objective(f.model, f.batches, lambda z, _: (1e6 * z.mean()).exp())
-    with pytest.raises(ComputationError, match="overflows"):
+    with pytest.raises(ComputationError, match="got inf in batch 0: use a smaller epsilon"):
         epsilon_sharpness(steep, epsilon=0.1)

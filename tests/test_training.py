@@ -320,9 +320,66 @@ def test_impossible_configurations_are_refused(options: dict[str, Any], named: s
         train(replace(SMALL, **options))
 
 
-def test_a_loss_that_is_no_longer_finite_stops_the_training() -> None:
-    with pytest.raises(ComputationError, match=r"finite loss, got nan after 10 updates"):
-        train(replace(SMALL, optimizer="sgd", learning_rate=1e30, updates=50, stop_loss=1e-2))
+class Torn(nn.Module):
+    """A network to which, once it has moved, a root is added that is 0 with an infinite slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.torn = nn.Linear(64, 10), nn.Parameter(torch.zeros(2))
+        self.before = self.fine.bias[0].item()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.fine(x)
+        return z + self.torn.square().sum().sqrt() if self.fine.bias[0] != self.before else z
+
+
+def stopped(**changes: Any) -> str:
+    """The error of a training that stops."""
+    with pytest.raises(ComputationError) as error:
+        train(replace(SMALL, **{"model_options": {}, "updates": 9, **changes}))
+    return str(error.value)
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_training_at_its_update() -> None:
+    """A step of 1e30 leaves finite weights, whose outputs overflow."""
+    options = {"optimizer": "sgd", "learning_rate": 1e30, "model_options": {"widths": [8]}}
+    want = "training needs a finite loss, got nan in update 2: lower the learning rate"
+    assert stopped(**options) == want
+    want = "training needs a finite loss, got nan after 1 updates: lower the learning rate"
+    assert stopped(**options, updates=1) == want
+
+
+@pytest.mark.parametrize("updates", [2, 9])
+def test_a_gradient_that_is_not_finite_is_named_by_update_and_parameter(updates: int) -> None:
+    """In the second update; whether a third comes or the end, it is told of the second."""
+    want = "training needs a finite gradient, got nan for torn in update 2: lower the learning rate"
+    assert stopped(model=Torn(), updates=updates) == want
+
+
+def test_weights_that_are_not_finite_after_a_finite_gradient_are_named() -> None:
+    options = {"optimizer": "sgd", "learning_rate": 1e38, "model_options": {"widths": []}}
+    x, y = 1e3 * torch.ones(20, 2), torch.zeros(20, 1)
+    data = ((x, y), (x, y))
+    message = stopped(**options, data=data, loss="mse", train_examples=None, batch_size=20)
+    assert "training needs finite weights, got " in message
+    assert message.endswith("inf for 0.weight after update 1: lower the learning rate")
+
+
+def test_a_training_that_cannot_begin_says_why() -> None:
+    model = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    norm.running_var[3] = torch.nan
+    found = stopped(model=model)
+    assert found.startswith("training needs finite buffers, got 1 that is not in 1.running_var: ")
+    norm.running_var[3] = 1
+    norm.weight.data[:2] = torch.nan
+    found = stopped(model=model)
+    assert found.startswith("training needs finite weights, got 2 that are not in 1.weight: ")
+    found = stopped(model=nn.Linear(64, 10), loss=lambda z, y: z.mean() / 0)
+    assert found.startswith("training needs a finite loss, got ")
+    assert found.endswith("inf in batch 0: look at the data and the weights")
 
 
 def test_what_the_model_raises_in_training_is_told_with_the_update() -> None:
