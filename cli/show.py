@@ -31,6 +31,14 @@ from sharpness.text import table
 from .parameters import COMMON, reporting
 
 ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
+FEW = 5  # points that are named one by one
+# The values of a grid by name, which are data where they are not finite.
+GRIDS: dict[type, Callable[[Any], dict[str, Tensor]]] = {
+    Line: lambda found: found.values,
+    Cut: lambda found: found.values,
+    Plane: lambda found: found.values,
+    Convexity: lambda found: {"smallest": found.smallest, "largest": found.largest},
+}
 
 
 @click.command(context_settings=COMMON)
@@ -107,10 +115,19 @@ def tree(value: Any, indent: str = "") -> list[str]:
 
 
 def as_values(result: Any) -> Any:
-    """Return a result as JSON values; NaN and infinity become null."""
+    """Return a result as JSON values; NaN and infinity become null.
+
+    Of a grid, ``not_finite`` counts both for each of its values that has some.
+    """
     values: dict[str, Any] = {"type": type(result).__name__}
     for field in fields(result):
         values[field.name] = _value(getattr(result, field.name))
+    if type(result) in GRIDS:
+        values["not_finite"] = {
+            name: {"nan": int(x.isnan().sum()), "inf": int(x.isinf().sum())}
+            for name, x in GRIDS[type(result)](result).items()
+            if not x.isfinite().all()
+        }
     return values
 
 
@@ -218,7 +235,7 @@ def _line(line: Line) -> list[str]:
         *table(["alpha", *names], rows),
         *_barriers(line),
         *_basins(line),
-        *_not_finite(line.values),
+        *_not_finite(line, ("alpha", line.alphas.tolist())),
     ]
 
 
@@ -239,10 +256,12 @@ def _barriers(line: Line) -> list[str]:
             found, run = line.barrier(name), line.monotone(name)
         except InputError:
             return ["barrier unknown: no points at alpha 0 and 1"]
-        height, chord = f"{unit * found.height:.4g}", f"{unit * found.above_chord:.4g}"
-        rise, fall = f"{unit * run.rise:.4g}", f"{unit * run.fall:.4g}"
-        monotone = "yes" if 0 in run else "no"
-        rows.append([named, height, chord, f"{found.alpha:.4g}", rise, fall, monotone])
+        height, chord, rise, fall = (
+            "unknown" if math.isnan(x) else f"{unit * x:.4g}" for x in (*found[:2], *run)
+        )
+        at = "unknown" if math.isnan(found.height) else f"{found.alpha:.4g}"
+        monotone = "yes" if 0 in run else "unknown" if "unknown" in (rise, fall) else "no"
+        rows.append([named, height, chord, at, rise, fall, monotone])
     header = ["between the ends", "barrier", "above chord", "at alpha", "rise", "fall", "monotone"]
     return table(header, rows)
 
@@ -268,17 +287,44 @@ def _sides(found: Basin) -> tuple[str, str]:
     )
 
 
-def _not_finite(values: dict[str, Tensor]) -> list[str]:
-    return [
-        f"NOT finite: {name} at {int((~x.isfinite()).sum())} of {x.numel()} points"
-        for name, x in values.items()
-        if not x.isfinite().all()
-    ]
+def _not_finite(found: Any, *axes: tuple[str, list[Any]]) -> list[str]:
+    """Return which values of a grid are not finite, and where.
+
+    Args:
+        axes: In the order of the values' own, each with its name and its places.
+    """
+    said = []
+    for name, x in GRIDS[type(found)](found).items():
+        lost = (~x.isfinite()).nonzero().tolist()
+        places = [
+            ", ".join(
+                f"{axis} {places[i]:.4g}" for (axis, places), i in zip(axes, index, strict=True)
+            )
+            for index in lost[:FEW]
+        ]
+        where = "; ".join(places) + ("; ..." if len(lost) > FEW else "")
+        if lost:
+            where = "everywhere" if len(lost) == x.numel() else where
+            said.append(f"NOT finite: {name} at {len(lost)} of {x.numel()} points ({where})")
+    return said
+
+
+def _lost(found: Any) -> str:
+    """Return in how many points of a grid something is not finite, for a summary."""
+    lost = [x.isfinite().logical_not() for x in GRIDS[type(found)](found).values()]
+    count = int(sum(lost[1:], lost[0]).bool().sum())
+    return f", {count} NOT finite" if count else ""
+
+
+def _missed(spec: dict[str, Any], i: int | None = None) -> str:
+    """Return the mark of an eigenvector that did not converge, or of any of them."""
+    converged = spec.get("directions", {}).get("converged", [])
+    chosen = converged if i is None else converged[i : i + 1]
+    return "" if all(chosen) else " (NOT converged)"
 
 
 def _cut(found: Cut) -> list[str]:
     level, sampled = found.level, bool((found.curvature_sampling_errors > 0).any())
-    converged = found.spec["directions"].get("converged", [])
     header = ["direction", "length", "slope", "curvature"]
     header += ["sampling error"] if sampled else []
     header += [f"loss below {level:.3g} from", "to"]
@@ -292,8 +338,7 @@ def _cut(found: Cut) -> list[str]:
             strict=True,
         )
     ):
-        missed = i < len(converged) and not converged[i]
-        row = [f"{i + 1}{' (NOT converged)' if missed else ''}", f"{length:.6g}"]
+        row = [f"{i + 1}{_missed(found.spec, i)}", f"{length:.6g}"]
         row += ["unknown" if math.isnan(x) else f"{x:.6g}" for x in (slope, curvature)]
         row += [f"{error:.2g}"] if sampled else []
         try:
@@ -306,7 +351,11 @@ def _cut(found: Cut) -> list[str]:
         *_grounds(found.spec),
         *table(header, rows),
         *_bands(found),
-        *_not_finite(found.values),
+        *_not_finite(
+            found,
+            ("direction", list(range(1, len(found.directions) + 1))),
+            ("alpha", found.alphas.tolist()),
+        ),
     ]
 
 
@@ -454,6 +503,7 @@ def _plane(found: Plane) -> list[str]:
     ]
     lines = [*_axes(found), *_grounds(found.spec)]
     lines += table(["value", "at the center", "smallest", "largest", "not finite"], rows)
+    lines += _not_finite(found, *_coordinates(found))
     if beside:
         lines += table(["beside it", "alpha", "beta", "distance", *found.values], beside)
     if len(found.path) > 2:
@@ -466,7 +516,8 @@ def _plane(found: Plane) -> list[str]:
 
 
 def _convexity(found: Convexity) -> list[str]:
-    missed = int((~(found.smallest_converged & found.largest_converged)).sum())
+    missed, total = _unconverged(found), found.largest.numel()
+    flat = int((found.largest <= 0).sum())
     rows = []
     for name in ("smallest", "largest", "ratio"):
         values = getattr(found, name)
@@ -479,8 +530,23 @@ def _convexity(found: Convexity) -> list[str]:
         *_axes(found),
         *_grounds({**found.spec, "objectives": {"": found.spec["objective"]}}),
         *table(["eigenvalue", "smallest", "largest", "residual at most"], rows),
-        f"{found.products:,} products; {missed} of {found.largest.numel()} points NOT converged",
+        f"{found.products:,} products; "
+        + (
+            f"{missed} of {total} points NOT converged"
+            if missed
+            else f"all {total} points converged"
+        ),
+        *_not_finite(found, *_coordinates(found)),
+        *([f"no ratio at {flat} points, where the largest is not above 0"] if flat else []),
     ]
+
+
+def _unconverged(found: Convexity) -> int:
+    return int((~(found.smallest_converged & found.largest_converged)).sum())
+
+
+def _coordinates(found: Plane | Convexity) -> list[tuple[str, list[float]]]:
+    return [("alpha", found.alphas.tolist()), ("beta", found.betas.tolist())]
 
 
 def _axes(found: Plane | Convexity) -> list[str]:
@@ -488,7 +554,8 @@ def _axes(found: Plane | Convexity) -> list[str]:
     grids = (("alpha", found.alphas), ("beta", found.betas))
     return [
         f"{name} {float(grid[0]):g} to {float(grid[-1]):g} in {len(grid)} points along "
-        f"{found.axes[i]}, of length {float(found.lengths[i]):.4g} ({found.norm:.4g} is |theta|)"
+        f"{found.axes[i]}{_missed(found.spec, i)}, of length {float(found.lengths[i]):.4g} "
+        f"({found.norm:.4g} is |theta|)"
         for i, (name, grid) in enumerate(grids)
     ] + [f"cosine of the angle between them {found.cosine:.2g}"]
 
@@ -535,12 +602,13 @@ def _pairs_summary(pairs: Eigenpairs) -> str:
 
 def _line_summary(line: Line) -> str:
     ends = f"alpha {float(line.alphas[0]):g} to {float(line.alphas[-1]):g}"
-    return f"{len(line.alphas)} points, {ends}, distance of the ends {line.distance:.4g}"
+    words = f"{len(line.alphas)} points, {ends}, distance of the ends {line.distance:.4g}"
+    return words + _lost(line)
 
 
 def _cut_summary(found: Cut) -> str:
     ends = f"alpha {float(found.alphas[0]):g} to {float(found.alphas[-1]):g}"
-    return f"{len(found.alphas)} points {found.title}, {ends}"
+    return f"{len(found.alphas)} points {found.title}{_missed(found.spec)}, {ends}{_lost(found)}"
 
 
 def _sharpness_summary(found: Sharpness) -> str:
@@ -555,24 +623,33 @@ def _subspace_summary(found: SubspaceSharpness) -> str:
 
 def _trajectory_summary(found: Trajectory) -> str:
     ends = f"{float(found.lambda_1[0]):.4g} to {float(found.lambda_1[-1]):.4g}"
-    return f"{len(found.updates)} points of a training, lambda_1 from {ends}"
+    missing = int((~found.converged).sum())
+    words = f"{len(found.updates)} points of a training, lambda_1 from {ends}"
+    return words + (f", {missing} NOT converged" if missing else "")
 
 
 def _comparison_summary(found: Comparison) -> str:
-    return f"{len(found.groups)} groups over {len(found.seeds)} seeds, {len(found.values)} measures"
+    unknown = sum(int((x.isnan() & found.reached).sum()) for x in found.values.values())
+    words = f"{len(found.groups)} groups over {len(found.seeds)} seeds"
+    words += f", {len(found.values)} measures"
+    return words + (f", {unknown} values UNKNOWN" if unknown else "")
 
 
 def _plane_summary(found: Plane) -> str:
     name, values = next(iter(found.values.items()))
     known = values[values.isfinite()]
     ends = f"{float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else "not finite"
-    return f"{len(found.alphas)} x {len(found.betas)} points, {name} {ends}"
+    words = f"{len(found.alphas)} x {len(found.betas)} points{_missed(found.spec)}, {name} {ends}"
+    return words + _lost(found)
 
 
 def _convexity_summary(found: Convexity) -> str:
     ratio = found.ratio[found.ratio.isfinite()]
     ends = f"{float(ratio.min()):.4g} to {float(ratio.max()):.4g}" if len(ratio) else "unknown"
-    return f"{len(found.alphas)} x {len(found.betas)} points, lambda_min / lambda_max {ends}"
+    words = f"{len(found.alphas)} x {len(found.betas)} points{_missed(found.spec)}"
+    words += f", lambda_min / lambda_max {ends}{_lost(found)}"
+    missing = _unconverged(found)
+    return words + (f", {missing} NOT converged" if missing else "")
 
 
 SUMMARIES: dict[type, Callable[[Any], str]] = {

@@ -116,7 +116,8 @@ def sharpness_figure(found: Comparison) -> bytes:
         grid[i][0].set_title(where(noise, found).capitalize(), loc="left", fontsize="medium")
     made.supxlabel(
         "batch size   (points: seeds, lines join those of one seed; bars: mean, geometric where "
-        f"the axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)",
+        f"the axis is logarithmic, and its 95 % interval over {len(found.seeds)} seeds)"
+        + left_out(found.spec["unconverged"], "runs"),
         fontsize="small",
     )
     return plots.png(made)
@@ -138,16 +139,23 @@ def along_figure(
             draw_along(column, runs, found, label=_flat(name), style=style)
         column[0].set_title(where(noise, found).capitalize(), loc="left", fontsize="medium")
     finish_along(grid, found)
-    made.supxlabel(along_note(found), fontsize="small")
+    made.supxlabel(along_note(found, along), fontsize="small")
     return plots.png(made)
 
 
-def along_note(found: Comparison) -> str:
-    """Return what the bands of sharpness along training are."""
+def along_note(found: Comparison, along: Mapping[str, Mapping[str, Sequence[Trajectory]]]) -> str:
+    """Return what the bands of sharpness along training are, and what they are without."""
+    drawn = [run for arms in along.values() for runs in arms.values() for run in runs]
     return (
         "from the start to the right, at stored levels of the training loss; bands: 95 % intervals "
         f"of the geometric mean over {len(found.seeds)} seeds"
+        + left_out(sum(int((~run.converged).sum()) for run in drawn), "points")
     )
+
+
+def left_out(count: int, what: str) -> str:
+    """Return the line of a figure on eigenvalues that are not in it, if there are any."""
+    return f"\nleft out: lambda_1 of {count} {what}, which did not converge" if count else ""
 
 
 def draw_along(
@@ -214,13 +222,13 @@ def line_figure(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> bytes:
     rows = list(lines)
     columns = len(lines[rows[0]])
     made, axes = plots.figure(5.4 * columns, 3.4 * len(rows), rows=len(rows), columns=columns)
-    lowest = min(_least(x) for row in lines.values() for _, x in row)
-    highest = max(_most(x) for row in lines.values() for _, x in row)
+    losses = _finite_losses(lines)
     for i, condition in enumerate(rows):
         for j, (name, found) in enumerate(lines[condition]):
             ax = axes[i][j]
             plots.line(found, ax, legend=False)
-            ax.set_ylim(lowest / 1.5, highest * 1.5)
+            if len(losses):
+                ax.set_ylim(float(losses.min()) / 1.5, float(losses.max()) * 1.5)
             plots.label_decades(ax)
             ax.set_title(f"{condition}, seed 0: {_flat(name)}", fontsize="medium", loc="left")
     handles = [h for ax in made.axes for h in ax.get_lines()]
@@ -242,6 +250,8 @@ def eigenvalue_figure(spectra: Mapping[str, Mapping[str, Eigenpairs]]) -> bytes:
         ax.set_title(f"{condition}, seed 0", loc="left", fontsize="medium")
     for ax in axes[0][1:]:
         ax.set_ylabel("")
+        if any("not converged" in label for label in ax.get_legend_handles_labels()[1]):
+            ax.legend(fontsize="small")
     axes[0][0].legend(fontsize="small")
     return plots.png(made)
 
@@ -433,10 +443,8 @@ def _stacked(name: str) -> str:
     return name.replace(", ", ",\n").replace(" x", " \u00d7")
 
 
-def _least(found: Line) -> float:
-    return min(float(v.min()) for k, v in found.values.items() if k.endswith("loss"))
-
-
-def _most(found: Line) -> float:
-    finite = [v[torch.isfinite(v)] for k, v in found.values.items() if k.endswith("loss")]
-    return max(float(v.max()) for v in finite)
+def _finite_losses(lines: Mapping[str, Sequence[tuple[str, Line]]]) -> Tensor:
+    """Return all losses that can be drawn, in one row."""
+    along = [found.values for row in lines.values() for _, found in row]
+    losses = torch.cat([v for values in along for k, v in values.items() if k.endswith("loss")])
+    return losses[torch.isfinite(losses)]

@@ -37,6 +37,7 @@ ROUND = (1, 2, 2.5, 5, 10)  # steps of even levels and ticks
 MOST = 14  # levels
 SMALL, LARGE = 14.0, 130.0  # areas of the points of a path, in points^2
 LINE = 14.5  # points, of a legend
+NO_LEVELS: Grid = np.array([0.0, 1.0])
 VIEW = {"elev": 32, "azim": -58}
 
 
@@ -56,8 +57,8 @@ def plane(
 
     Levels are logarithmic where all losses are positive and span more than a decade. A path's
     points have the color of their own loss and a size that grows with their distance to the plane.
-    Where a value is not finite the plane is crossed out. What BatchNorm does stands beside the
-    color bar.
+    Where a value is not finite the plane is crossed out, all of it where none is, and a point of a
+    path or a solution is a cross. What BatchNorm does stands beside the color bar.
 
     Args:
         ax: For a ``surface``, Axes of ``projection="3d"``.
@@ -70,13 +71,13 @@ def plane(
         title: Above the legend.
 
     Raises:
-        InputError: If the value, the kind or the unit is unknown, or nothing is finite.
+        InputError: If the value, the kind or the unit is unknown.
     """
     name = _known(result, value)
     if kind not in KINDS or unit not in UNITS:
         table, got = (KINDS, kind) if kind not in KINDS else (UNITS, unit)
         raise InputError(f"a plane is drawn by {', '.join(table)}, got {got!r}: choose one")
-    marks = levels_of([result], name) if levels is None else np.asarray(levels, dtype=float)
+    marks = _levels([(result, name)]) if levels is None else np.asarray(levels, dtype=float)
     scale = _scale(marks)
     x, y = _places(result, unit)
     Z = _shown(name, result.values[name]).T  # (q, p): rows of equal beta
@@ -94,7 +95,7 @@ def plane(
     if kind == "surface":
         handles += [_mark("", 0, _axis(result, i, unit)) for i in (0, 1)]
     _label(ax, result, unit)
-    if colorbar:
+    if colorbar and marks is not NO_LEVELS:
         _bar(ax, drawn, marks, _quantity(name) + _policy(result))
     if legend and handles:
         _legend(ax, handles)
@@ -208,7 +209,8 @@ def _row(
     policies = {_policy(result) for _, result, _ in panels}
     words = names.pop() if len(names) == 1 else _quantity(panels[0][2].rpartition("_")[2])
     words += policies.pop() if len(policies) == 1 else ""
-    _bar(list(axes), ScalarMappable(_scale(marks), COLORS), marks, words)
+    if marks is not NO_LEVELS:
+        _bar(list(axes), ScalarMappable(_scale(marks), COLORS), marks, words)
 
 
 def convexity(
@@ -217,43 +219,45 @@ def convexity(
     """Draw the smallest over the largest eigenvalue of the Hessian, a cell for each point.
 
     Dark is convex or nearly so, bright is negative curvature beside the positive one. A point with
-    an eigenvalue that did not converge has a ring; where there is no ratio the cell is crossed out.
+    an eigenvalue that did not converge has a ring; where there is no ratio, because the largest is
+    not finite or not above 0, the cell is crossed out.
 
     Args:
         unit: As in ``plane``.
 
     Raises:
-        InputError: If the unit is unknown, or there is no ratio at all.
+        InputError: If the unit is unknown.
     """
     if unit not in UNITS:
         raise InputError(f"a map is drawn by {', '.join(UNITS)}, got {unit!r}: choose one")
     ratio = _numbers(result.ratio).T
     finite = np.ma.masked_invalid(ratio)
-    if finite.mask.all():
-        raise InputError("a map needs a ratio of eigenvalues, got none: take its numbers by show")
+    some = not np.all(finite.mask)
     x, y = _places(result, unit)
-    low, high = min(float(finite.min()), -0.01), max(float(finite.max()), 0.0)
-    drawn = ax.pcolormesh(
-        x,
-        y,
-        finite,
-        cmap=f"{COLORS}_r",
-        norm=Normalize(low, high),
-        shading="nearest",
-        rasterized=True,
-    )
     handles: list[Any] = [_center(ax)]
+    if some:
+        low, high = min(float(finite.min()), -0.01), max(float(finite.max()), 0.0)
+        drawn = ax.pcolormesh(
+            x,
+            y,
+            finite,
+            cmap=f"{COLORS}_r",
+            norm=Normalize(low, high),
+            shading="nearest",
+            rasterized=True,
+        )
     if finite.mask.any():
         handles.append(_crossed_out(ax, x, y, ratio, "no ratio", "heat"))
-    missed = ~(result.smallest_converged & result.largest_converged).cpu().numpy().T & ~finite.mask
+    missed = ~(result.smallest_converged & result.largest_converged)
+    missed &= result.smallest.isfinite() & result.largest.isfinite()
     if missed.any():
-        j, i = np.nonzero(missed)
+        j, i = np.nonzero(missed.cpu().numpy().T)
         handles += ax.plot(
             x[i], y[j], "o", color=INK, mfc="none", markersize=6, label="not converged"
         )
     _limits(ax, x, y, cells=True)
     _label(ax, result, unit)
-    if colorbar:
+    if colorbar and some:
         doubt = _doubt(result)
         words = rf"$\lambda_{{\min}} / \lambda_{{\max}}$ of the Hessian, $\pm$ {doubt:.1g}"
         bar = _figure(ax).colorbar(drawn, ax=ax)
@@ -281,10 +285,14 @@ def levels_of(results: Sequence[Plane], value: str | None = None) -> Grid:
     >>> levels_of([found])  # of (alpha^2 + beta^2) / 2
     array([0., 1., 2., 3., 4., 5., 6., 7., 8., 9.])
     """
-    return _levels([(result, _known(result, value)) for result in results])
+    found = _levels([(result, _known(result, value)) for result in results])
+    if found is NO_LEVELS:
+        raise InputError("levels of planes need a finite value, got none: take smaller planes")
+    return found
 
 
 def _levels(panels: Sequence[tuple[Plane, str]]) -> Grid:
+    """Return the levels of panels; where nothing is finite, any."""
     parts = []
     for result, name in panels:
         beside = (result.path_values, result.solution_values)
@@ -297,7 +305,7 @@ def _levels(panels: Sequence[tuple[Plane, str]]) -> Grid:
     known = np.concatenate(parts)
     known = known[np.isfinite(known)]
     if not len(known):
-        raise InputError("a figure of a plane needs a finite value, got none: take a smaller plane")
+        return NO_LEVELS
     low, high = float(known.min()), float(known.max())
     rates = all(name.endswith("accuracy") for _, name in panels)
     if low > 0 and high / low > 10 and not rates:
@@ -335,6 +343,8 @@ def _scale(marks: Grid) -> Normalize:
 
 def _flat(ax: Axes, x: Grid, y: Grid, Z: Any, kind: str, marks: Grid, scale: Normalize) -> Any:
     options: dict[str, Any] = {"cmap": COLORS, "norm": scale}
+    if Z.mask.all():
+        return ScalarMappable(scale, COLORS)
     if kind == "heat":
         return ax.pcolormesh(x, y, Z, shading="nearest", rasterized=True, **options)
     if kind == "contour":
@@ -358,18 +368,19 @@ def _surface(ax: Any, x: Grid, y: Grid, Z: Any, scale: Normalize) -> Any:
     X, Y = np.meshgrid(x, y)
     height = _height(Z.filled(np.nan), scale)
     colors = ScalarMappable(scale, COLORS)
-    ax.plot_surface(
-        X,
-        Y,
-        height,
-        facecolors=colors.to_rgba(Z),
-        rcount=len(y),
-        ccount=len(x),
-        linewidth=0.15,
-        edgecolor=(0, 0, 0, 0.35),
-        shade=False,
-        rasterized=True,
-    )
+    if not Z.mask.all():
+        ax.plot_surface(
+            X,
+            Y,
+            height,
+            facecolors=colors.to_rgba(Z),
+            rcount=len(y),
+            ccount=len(x),
+            linewidth=0.15,
+            edgecolor=(0, 0, 0, 0.35),
+            shade=False,
+            rasterized=True,
+        )
     ax.view_init(**VIEW)
     ax.set_box_aspect((1, 1, 0.8), zoom=0.9)
     ax.computed_zorder = False  # or the surface hides what lies before it
@@ -406,6 +417,7 @@ def _overlay(
     """Draw center, path and solutions, and return what the legend says of them."""
     handles: list[Any] = []
     sizes = _lengths_of(result, unit)
+    lost: list[Grid] = []
     options: dict[str, Any] = {"cmap": COLORS, "norm": scale, "edgecolors": INK, "zorder": 6}
     if kind == "surface":
         options["depthshade"] = False
@@ -419,6 +431,7 @@ def _overlay(
             ax.plot(*places.T, *above, "-", color=color, linewidth=width, zorder=5)
         ax.scatter(*places.T, *above, s=areas, c=losses, linewidths=0.8, **options)
         handles += _path_words(result, areas, name.rpartition("_")[2])
+        lost += list(places[~np.isfinite(losses)])
     for i, title in enumerate(result.solutions):
         place = _numbers(result.solution_points[i]) * sizes
         loss = _shown(name, result.solution_values[f"solution_{name}"])[i : i + 1]
@@ -427,9 +440,19 @@ def _overlay(
         ax.scatter(*place[:, None], *above, s=60, marker=marker, c=loss, linewidths=1.0, **options)
         words = f"{title}, {_apart(result, float(result.solution_distances[i]))}"
         handles.append(_mark(marker, 7, words))
+        lost += [] if np.isfinite(loss).all() else [place]
+    if lost:  # a marker without a color is not drawn
+        handles.append(_lost(ax, np.array(lost), f"its own {_word(name)} not finite", kind))
     if kind == "surface":
         return handles
     return [_center(ax), *handles]
+
+
+def _lost(ax: Any, places: Grid, words: str, kind: str) -> Any:
+    """Mark points of a path and solutions that have no number."""
+    floor = [np.full(len(places), ax.get_zlim()[0])] if kind == "surface" else []
+    options: dict[str, Any] = {"markersize": 8, "mew": 1.6, "zorder": 8, "label": words}
+    return ax.plot(*places.T, *floor, "x", color="#D55E00", **options)[0]
 
 
 def _path_words(result: Plane, areas: Grid, value: str) -> list[Line2D]:
@@ -526,12 +549,14 @@ def _axis(result: Plane | Convexity, i: int, unit: Unit) -> str:
     """Return what an axis is: its name, its length, and what it explains of a path."""
     coordinate, vector = ((r"\alpha", "u"), (r"\beta", "v"))[i]
     length = float(result.lengths[i])
+    converged = result.spec.get("directions", {}).get("converged", [])
+    axis = result.axes[i] + ("" if all(converged[i : i + 1]) else ", not converged")
     norm = rf"$\Vert {vector} \Vert$ = {length:.3g}"
     words = {
-        "step": rf"${coordinate}$, {result.axes[i]}  ({norm}, "
+        "step": rf"${coordinate}$, {axis}  ({norm}, "
         rf"{length / result.norm if result.norm else math.inf:#.3g} $\Vert\theta\Vert$)",
-        "distance": rf"distance ${coordinate} \Vert {vector} \Vert$, {result.axes[i]}",
-        "relative": rf"${coordinate} \Vert {vector} \Vert / \Vert\theta\Vert$, {result.axes[i]}",
+        "distance": rf"distance ${coordinate} \Vert {vector} \Vert$, {axis}",
+        "relative": rf"${coordinate} \Vert {vector} \Vert / \Vert\theta\Vert$, {axis}",
     }[unit]
     if isinstance(result, Plane) and len(result.path) > 2:
         share, walk = float(result.explained[i]), float(result.random_walk[i])

@@ -126,7 +126,7 @@ def training(result: Run, made: Figure) -> None:
     """Draw the losses of a training on a logarithmic axis, and below them the accuracies.
 
     Solid is train, dashed is test; a dotted line is the training loss that was to be met. The
-    axis counts updates below and epochs above.
+    axis counts updates below and epochs above. A cross on it marks a loss that is not finite.
 
     Raises:
         InputError: If the run is a checkpoint that was read, which has no history.
@@ -147,6 +147,7 @@ def training(result: Run, made: Figure) -> None:
         axes[0].axhline(goal, color=GRAY, linestyle=":", label=f"stop at {goal:g}")
     axes[0].set_ylabel("loss")
     _logarithmic(axes[0])
+    _crosses(axes[0], updates, {part: history[f"{part}_loss"] for part in ("train", "test")})
     for part in rates:
         index = result.train_index if part == "train" else result.test_index
         percent = 100 * history[f"{part}_right"].double() / len(index)
@@ -529,7 +530,7 @@ def contrasts(result: Comparison, made: Figure) -> None:
 
     Ratios are on logarithmic axes and differences, reference - group, on linear ones; a line
     marks "no difference". A hollow point has an unknown interval, and what is unknown
-    altogether says so.
+    altogether says so, as do panels without the numbers of some runs, that did not converge, say.
 
     Raises:
         InputError: If there is no contrast.
@@ -542,12 +543,15 @@ def contrasts(result: Comparison, made: Figure) -> None:
         )
     rows, columns = _shape(len(panels))
     grid = made.subplots(rows, columns, sharey=True, squeeze=False)
-    for ax, (name, numbers, ratio) in zip(grid.flat, panels, strict=False):
-        _forest(ax, numbers, ratio=ratio)
+    for ax, (name, effects, ratio) in zip(grid.flat, panels, strict=False):
+        _forest(ax, effects, ratio=ratio)
         measure, _, kind = name.rpartition("_")
         ax.set_title(_named(measure), fontsize="medium")
         unit = " (points)" if kind == "difference" and "accuracy" in measure else ""
-        ax.set_xlabel(f"{kind}{unit}", fontsize="small")
+        numbers = result.values.get(measure, torch.zeros_like(result.reached, dtype=torch.float64))
+        lost = int((numbers.isnan() & result.reached).sum())
+        left = f"\nwithout {lost} unknown" if lost else ""
+        ax.set_xlabel(f"{kind}{unit}{left}", fontsize="small")
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
     names = [

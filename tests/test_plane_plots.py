@@ -289,6 +289,29 @@ def test_a_map_marks_what_did_not_converge_and_what_has_no_ratio() -> None:
     assert ax.patches[0].get_hatch()
 
 
+@pytest.mark.parametrize("kind", plots.KINDS)
+def test_a_plane_without_a_number_is_crossed_out_and_has_no_color_bar(kind: str) -> None:
+    ax = axes(kind)
+    plots.plane(bowl(values={"loss": torch.full((5, 7), math.inf)}), ax, kind=kind)
+    assert "loss not finite" in legend(ax)
+    assert len(ax.figure.axes) == 1
+    assert not ax.collections
+    if kind != "surface":
+        assert ax.patches[0].get_hatch()
+
+
+def test_a_map_without_a_ratio_is_crossed_out_and_has_no_color_bar() -> None:
+    """Neither eigenvalue is a number, or the largest is not above 0, which has no mark of its own."""
+    ax = axes()
+    missed = torch.zeros(5, 7, dtype=torch.bool)
+    plots.convexity(a_map(largest=torch.full((5, 7), math.nan), largest_converged=missed), ax)
+    assert legend(ax) == ["center", "no ratio"]
+    assert len(ax.figure.axes) == 1
+    ax = axes()
+    plots.convexity(a_map(largest=torch.full((5, 7), -1.0), largest_converged=missed), ax)
+    assert legend(ax) == ["center", "no ratio", "not converged"]
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(InputError, match="got 'cloud'"):
         plots.plane(bowl(), axes(), kind="cloud")
@@ -299,9 +322,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(InputError, match="has the values loss, got 'gain'"):
         plots.plane(bowl(), axes(), value="gain")
     with pytest.raises(InputError, match="finite value"):
-        plots.plane(bowl(values={"loss": torch.full((5, 7), math.nan)}), axes())
-    with pytest.raises(InputError, match="needs a ratio"):
-        plots.convexity(a_map(largest=torch.full((5, 7), math.nan)), axes())
+        plots.levels_of([bowl(values={"loss": torch.full((5, 7), math.nan)})])
     with pytest.raises(InputError, match="at least one plane"):
         plots.planes({}, Figure())
     with pytest.raises(InputError, match="levels need"):
