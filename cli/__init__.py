@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": ("compare", "Runs compared: paired effects with their intervals."),
     "plot": ("plot", "The figure of a result file."),
     "show": ("show", "What a result file holds, and what computed it."),
+    "verify": ("verify", "Whether files are whole, and their numbers come out again."),
     "list": ("catalog", "What there is by name, and what is in a folder."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }

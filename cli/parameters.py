@@ -213,6 +213,9 @@ reporting = chained(
     ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
+trust_spec = click.option(
+    "--trust-spec", is_flag=True, help="Import the MODULE:FUNCTION that a run's file names."
+)
 # What tells where a solution comes from: for a checkpoint all that a run's file knows by itself.
 source = chained(
     model,
@@ -224,9 +227,7 @@ source = chained(
     ),
     click.option("--label-noise", type=Real(least=0), help="Share of moved labels, likewise."),
     click.option("--split-seed", type=Whole(), help="Seed of the split, likewise."),
-    click.option(
-        "--trust-spec", is_flag=True, help="Import the MODULE:FUNCTION that a run's file names."
-    ),
+    trust_spec,
 )
 split = click.option(
     "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."

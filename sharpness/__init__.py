@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from sharpness.store import load as load, save as save
     from sharpness.training import TrainConfig as TrainConfig, train as train
     from sharpness.trajectory import along_training as along_training
+    from sharpness.verification import Verification as Verification, verify as verify
 
 logging.getLogger("sharpness").addHandler(logging.NullHandler())
 
@@ -117,9 +118,11 @@ HOMES = {
     "Solution": "results",
     "SubspaceSharpness": "results",
     "Trajectory": "results",
+    "Verification": "verification",
     "load": "store",
     "progress": "bars",
     "save": "store",
+    "verify": "verification",
 }
 MODULES = ("directions", "plots")
 

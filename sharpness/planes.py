@@ -131,6 +131,12 @@ def plane(
             "algorithm": "plane",
             **_named(here, directions, next(iter(named.values())), made),
             "objectives": {name: objective.spec for name, objective in named.items()},
+            **({"path_ends": [fingerprint(marks[i]) for i in (0, r - 1)]} if r else {}),
+            **(
+                {"solutions": dict(zip(others, map(fingerprint, marks[r:]), strict=True))}
+                if others
+                else {}
+            ),
         },
     )
 

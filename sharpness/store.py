@@ -142,6 +142,12 @@ def request_of(path: str | os.PathLike[str]) -> Request | None:
         return json.loads(file.attrs.get("request", b"null"))
 
 
+def versions_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the versions of the packages that computed a file, by name."""
+    with h5py.File(BytesIO(_sealed(path))) as file:
+        return {**json.loads(file.attrs["versions"])}
+
+
 def kind_of(path: str | os.PathLike[str]) -> str | None:
     """Return the type of the result in one of our files, None of any other; nothing is checked."""
     try:

@@ -34,10 +34,11 @@ LAYERS = [
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness"},
-    {"measures", "trajectory"},
+    {"measures", "trajectory", "rebuilding", "checks"},
     {"analyses"},
     {"comparison"},
-    {"findings"},
+    {"findings", "recomputing"},
+    {"verification"},
 ]
 # These see results, never a model.
 LEAVES = {

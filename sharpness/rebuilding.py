@@ -1,0 +1,218 @@
+"""From the spec of a result back to the runs, objectives and points that it was computed from."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sharpness.errors import InputError
+from sharpness.micro_batches import MOST
+from sharpness.names import GIVEN, require_given, resolve
+from sharpness.objective import Objective, fingerprint
+from sharpness.problem import objective_of, pose, solution
+from sharpness.results import Run, Solution
+
+# What of an objective may be another where it is built again, or is looked at by itself.
+ELSEWHERE = ("device", "threads", "gemm", "metrics")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The runs that are at hand, and what a person says of model, data and loss."""
+
+    runs: Mapping[str, Run]
+    given: Mapping[str, Any] = field(default_factory=dict)  # "model", "data" and "loss"
+    trust_spec: bool = False
+    notes: list[str] = field(default_factory=list)  # what was done otherwise than it was
+
+    def run(self, record: Mapping[str, Any]) -> Run:
+        """Return the run that has this spec.
+
+        Raises:
+            InputError: If there is none.
+        """
+        for run in self.runs.values():
+            if plain(run.spec) == plain(record):
+                return run
+        made = record["train"]
+        about = f"{made['model']} on {made['data']}, seed {made['seed']}"
+        raise InputError(
+            f"verify needs the run that this came from, of {about}, got {len(self.runs)} runs that "
+            "are others: give it too"
+        )
+
+    def objective(self, spec: Mapping[str, Any]) -> Objective:
+        """Return the objective that has this spec.
+
+        Raises:
+            InputError: If it cannot be built again.
+        """
+        if "run" not in spec or "split" not in spec:
+            raise InputError(
+                "verify needs an objective that objective_of made, got one of objects in memory, "
+                "which no spec can build again: compare the numbers yourself"
+            )
+        run, differing = self.run(spec["run"]), ["nothing"]
+        shared: dict[str, Any] = {
+            "split": spec["split"],
+            "examples": None if spec["sample_seed"] is None else spec["examples"],
+            "seed": spec["sample_seed"] or 0,
+            "dtype": spec["dtype"].removeprefix("torch."),
+            "device": self.device(spec["device"]),
+            "metrics": self._metrics(spec["metrics"]),
+            **names_of(run.spec["train"], self.given, trust_spec=self.trust_spec),
+        }
+        if "gemm" in spec:
+            self.note(f"matrix products by {spec['gemm']} then, by torch's default now")
+        policy, micro_batches = _batching(spec)
+        for micro_batch in micro_batches:
+            f = objective_of(run, **shared, batch_norm=policy, micro_batch=micro_batch)
+            f = f.under(spec["batch_norm"])
+            told, wanted = plain(f.spec), plain(spec)
+            differing = [k for k in wanted if k not in ELSEWHERE and told.get(k) != wanted[k]]
+            if not differing:
+                return f
+        raise InputError(
+            f"verify needs the objective that the spec names, got another {', '.join(differing)}: "
+            "verify it by the version of sharpness that computed it"
+        )
+
+    def point(self, f: Objective, sha256: str) -> Solution:
+        """Return the point of a run at hand that has this fingerprint, as the objective has it.
+
+        Raises:
+            InputError: If there is none.
+        """
+        for run in self.runs.values():
+            for point in reversed(run.points.values()):
+                if len(point.theta) != len(f.theta):
+                    break
+                for here in (f.at(point), f.at(point.theta)):  # a bare theta has no buffers
+                    if fingerprint(here) == sha256:
+                        return here
+        raise InputError(
+            f"verify needs the solution with SHA-256 {sha256[:12]}, got none such among the points "
+            f"of {len(self.runs)} runs: give the run that it belongs to"
+        )
+
+    def of(self, run: Run, split: str) -> Objective:
+        """Return the objective of a part of a run's data, as its training looked at it."""
+        record = run.spec["train"]
+        names = names_of(record, self.given, trust_spec=self.trust_spec)
+        return objective_of(run, split=split, device=self.device(record["device"]), **names)
+
+    def start(self, run: Run) -> Solution | None:
+        """Return where the seed of a run starts, None where its model was an object."""
+        record = run.spec["train"]
+        if run.start is None or record["model"].startswith("object "):
+            return None
+        settings = ("model_options", "train_examples", "label_noise", "seed", "split_seed", "dtype")
+        problem = pose(
+            **names_of(record, self.given, trust_spec=self.trust_spec),
+            **{key: record[key] for key in settings},
+        )
+        return solution(problem.model)
+
+    def device(self, name: str) -> str:
+        """Return the device of this name, the CPU where it is not here."""
+        if name == "cpu" or torch.cuda.is_available():
+            return name
+        self.note(f"computed on {name} then, on the CPU now")
+        return "cpu"
+
+    def note(self, text: str) -> None:
+        """Tell something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _metrics(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return the user's metrics that may be imported."""
+        found = {}
+        for key, name in names.items():
+            if name.startswith("sharpness."):
+                continue
+            if (self.trust_spec or name in GIVEN) and name.partition(":")[2].isidentifier():
+                found[key] = resolve(name, {}, "metric")
+            else:
+                self.note(f"{key} not recomputed, for it is by {name}, which was not trusted")
+        return found
+
+
+def names_of(
+    record: Mapping[str, Any], given: Mapping[str, Any], *, trust_spec: bool = False
+) -> dict[str, Any]:
+    """Return model, data and loss of a training's record, or what a person gives for them.
+
+    A name that is given stands for a record with that name alone, or with an object.
+
+    Raises:
+        InputError: If the record names a function that the person did not give.
+
+    >>> record = {"model": "mlp", "data": "digits", "loss": "object nets:squares"}
+    >>> names_of(record, {"model": "nets:build", "loss": "mse"})
+    {'model': 'mlp', 'data': 'digits', 'loss': 'mse'}
+    """
+    found = {}
+    for key in ("model", "data", "loss"):
+        made, value = record[key], given.get(key)
+        if isinstance(value, str) and value != made and not made.startswith("object "):
+            value = None
+        require_given(
+            key, made if value is None else value, explicit=value is not None or trust_spec
+        )
+        found[key] = made if value is None else value
+    return found
+
+
+def runs_in(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the specs of runs in the spec of a result.
+
+    >>> list(runs_in({"operator": {"objective": {"run": {"train": {"seed": 3}}}}}))
+    [{'train': {'seed': 3}}]
+    """
+    for key, value in spec.items():
+        if key == "run" and isinstance(value, dict) and "train" in value:
+            yield value
+        elif isinstance(value, dict):
+            yield from runs_in(value)
+
+
+def threads_in(spec: Mapping[str, Any]) -> int | None:
+    """Return the number of threads that a result was computed by, None where it does not say.
+
+    >>> threads_in({"objective": {"threads": 2, "run": {"train": {"threads": 1}}}})
+    2
+    """
+    level: list[Mapping[str, Any]] = [spec]
+    while level:
+        for tree in level:
+            if isinstance(tree.get("threads"), int):
+                return int(tree["threads"])
+        level = [x for tree in level for x in tree.values() if isinstance(x, dict)]
+    return None
+
+
+def plain(spec: Any) -> Any:
+    """Return a tree of JSON values as it comes back from a file.
+
+    >>> plain({"widths": (3, 4)})
+    {'widths': [3, 4]}
+    """
+    return json.loads(json.dumps(spec))
+
+
+def _batching(spec: Mapping[str, Any]) -> tuple[str, list[int | None]]:
+    """Return the policy that an objective was made with, and the micro-batches it was asked for.
+
+    With BatchNorm, the batches of ``statistics`` tell what was asked for, but that the most and
+    nothing look alike.
+    """
+    policy, micro_batch = spec["batch_norm"], spec["micro_batch"]
+    if "statistics" not in spec:
+        return policy, [micro_batch]
+    if policy == "batch" and micro_batch < spec["examples"]:
+        policy = "frozen"  # it came to batch statistics later
+    asked = spec["statistics"]["micro_batch"]
+    return policy, [None, MOST] if asked == MOST else [asked]
