@@ -517,6 +517,7 @@ def _plane(found: Plane) -> list[str]:
 
 def _convexity(found: Convexity) -> list[str]:
     missed, total = _unconverged(found), found.largest.numel()
+    told = f"{missed} of {total} points NOT converged" if missed else f"all {total} converged"
     flat = int((found.largest <= 0).sum())
     rows = []
     for name in ("smallest", "largest", "ratio"):
@@ -530,12 +531,7 @@ def _convexity(found: Convexity) -> list[str]:
         *_axes(found),
         *_grounds({**found.spec, "objectives": {"": found.spec["objective"]}}),
         *table(["eigenvalue", "smallest", "largest", "residual at most"], rows),
-        f"{found.products:,} products; "
-        + (
-            f"{missed} of {total} points NOT converged"
-            if missed
-            else f"all {total} points converged"
-        ),
+        f"{found.products:,} products; {told}",
         *_not_finite(found, *_coordinates(found)),
         *([f"no ratio at {flat} points, where the largest is not above 0"] if flat else []),
     ]

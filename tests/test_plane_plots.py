@@ -301,7 +301,7 @@ def test_a_plane_without_a_number_is_crossed_out_and_has_no_color_bar(kind: str)
 
 
 def test_a_map_without_a_ratio_is_crossed_out_and_has_no_color_bar() -> None:
-    """Neither eigenvalue is a number, or the largest is not above 0, which has no mark of its own."""
+    """The largest eigenvalue is no number, or not above 0."""
     ax = axes()
     missed = torch.zeros(5, 7, dtype=torch.bool)
     plots.convexity(a_map(largest=torch.full((5, 7), math.nan), largest_converged=missed), ax)
