@@ -22,7 +22,7 @@ from sharpness.checks import (
     relative_of,
 )
 from sharpness.comparison import compare, compared
-from sharpness.curvature import OPERATORS, Hessian
+from sharpness.curvature import OPERATORS, Curvature, Hessian
 from sharpness.cuts import cut
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
@@ -45,6 +45,9 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
+from sharpness.vectors import gaussian
+
+POWER_STEPS = 3  # after which a random vector has the size of |A| to some percent
 
 
 def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
@@ -87,7 +90,7 @@ def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
         )
     f = origin.objective(spec["objective"])
     A = by_class[spec["operator"]](f, origin.point(f, spec["point"]), engine=spec["engine"])
-    largest = float(pairs.values.abs().max())
+    largest = max(float(pairs.values.abs().max()), _norm(A))
     # Differences of gradients are off by what they tell themselves.
     relative = relative_of(A.dtype, pairs.vectors.dtype) + spec.get("product_error", 0.0)
     chosen = _spots(len(pairs.values))
@@ -115,6 +118,20 @@ def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
     limit = relative_of(pairs.vectors.dtype)
     checks.append(Check("orthogonality", pairs.orthogonality, apart, limit, 1.0))
     return f"{len(chosen)} of {len(pairs.values)} eigenvalues", checks
+
+
+def _norm(A: Curvature) -> float:
+    """Return a lower bound of |A|, to which products round: near it after a few steps.
+
+    The smallest eigenvalues alone may all be 0.
+    """
+    v, norm = gaussian(A.size, 0, 0, like=A.theta.detach()), 0.0
+    for _ in range(POWER_STEPS):
+        v = A @ (v / v.norm())
+        norm = max(norm, float(v.norm()))
+        if not v.any():
+            break
+    return norm
 
 
 def _line(found: Line, origin: Origin) -> tuple[str, list[Check]]:
