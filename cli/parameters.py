@@ -1,5 +1,6 @@
 """The kinds of values and the options that commands share."""
 
+import difflib
 import json
 import math
 from collections.abc import Callable
@@ -163,8 +164,10 @@ class Name(Kind):
         """Return the name; one with a colon is looked up by the library."""
         if value not in self.names() and not (self.functions and ":" in value):
             more = " or MODULE:FUNCTION" if self.functions else ""
+            close = difflib.get_close_matches(str(value), self.names(), 1)
+            hint = f": did you mean {close[0]}?" if close else ""
             choices = ", ".join(self.names())
-            self.fail(f"needs one of {choices}{more}, got {value!r}", param, ctx)
+            self.fail(f"needs one of {choices}{more}, got {value!r}{hint}", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
