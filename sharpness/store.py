@@ -43,6 +43,7 @@ FORMAT = 2  # 1 had names of groups in attributes and truths as an HDF5 enumerat
 SEAL = b"\nSEAL 1\n"  # 8 bytes, then 32 of SHA-256
 # What netCDF-4 calls an axis without coordinate values; never written, so it takes no space.
 AXIS = "This is a netCDF dimension but not a netCDF variable.%10d"
+LFS = b"version https://git-lfs"  # what Git holds in place of a large file
 PACKAGES = ("torch", "numpy", "scipy", "h5py")
 
 LOG = logging.getLogger(__name__)
@@ -162,6 +163,8 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 def seal_of(path: str | os.PathLike[str]) -> str | None:
     """Return the SHA-256 in the seal of one of our files, None of any other."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return None  # a pipe would keep its reader waiting
     with open(path, "rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 40))
@@ -236,7 +239,14 @@ def _sealed(path: str | os.PathLike[str]) -> bytes:
         raise InputError(f"{path} needs to be a file that is there: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} needs to be a regular file: give a result as save wrote it")
-    raw = Path(path).read_bytes()
+    try:
+        raw = Path(path).read_bytes()
+    except PermissionError as error:
+        raise InputError(f"{path} needs to be readable: {error.strerror}") from error
+    if not raw:
+        raise ComputationError(f"{path} is empty: compute it again")
+    if raw.startswith(LFS):
+        raise ComputationError(f"{path} is a Git LFS pointer, not the file: run git lfs pull")
     data, seal, digest = raw[:-40], raw[-40:-32], raw[-32:]
     if seal != SEAL or hashlib.sha256(data).digest() != digest:
         raise ComputationError(
