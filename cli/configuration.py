@@ -41,12 +41,17 @@ def read_options(ctx: click.Context, param: click.Parameter, path: str | None) -
 
 
 def _read(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise InputError(f"{path} is no regular file: give a TOML file")
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} needs to be a file that is there: look at the name") from error
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory: give a TOML file") from error
+    except PermissionError as error:
+        raise InputError(f"{path} needs to be readable: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} needs to be TOML: {error}") from error
 
@@ -109,4 +114,6 @@ def _words(option: click.Option, value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, str) and "\0" in value:  # which no word of a command line can have
+        raise InputError(f"a configuration needs words without a zero byte, got {value!r}: drop it")
     return value if isinstance(value, str) else json.dumps(value, default=str)
