@@ -13,7 +13,18 @@ from sharpness.experiments.trainings import analysis_request, stored
 from sharpness.errors import InputError
 
 from .parameters import COMMON, Whole, evaluation, overwrite, reporting, source
-from .sources import Source, answer, device, fitting, gemm, objective, opened, request
+from .show import note
+from .sources import (
+    Source,
+    answer,
+    device,
+    fitting,
+    gemm,
+    objective,
+    opened,
+    request,
+    require_other,
+)
 
 if TYPE_CHECKING:
     from sharpness.analyses import Analysis
@@ -50,7 +61,7 @@ def command(runs: tuple[str, ...], workers: int | None, **options: Any) -> None:
     from sharpness.problem import SPLITS
     from sharpness.store import load
 
-    named = _named(runs, quiet=options["quiet"])
+    named, passed_over = _named(runs)
     sources = {name: opened(str(path), options) for name, (path, _) in named.items()}
     groups = {name: group for name, (_, group) in named.items() if group}
     if groups and len(groups) < len(named):
@@ -63,6 +74,7 @@ def command(runs: tuple[str, ...], workers: int | None, **options: Any) -> None:
     asked = request("compare", sources, options)
     asked["options"]["groups"] = groups
     path = Path(options["output"] or next(iter(sources.values())).path.with_name("comparison.h5"))
+    require_other(path, [source.path for source in sources.values()])
 
     def numbers(source: Source) -> dict[str, float]:
         whole = {**options, "examples": None}
@@ -86,6 +98,8 @@ def command(runs: tuple[str, ...], workers: int | None, **options: Any) -> None:
         return compare(given, known, groups=groups or None)
 
     answer(path, asked, options, compute, label="compare", unit="runs")
+    if passed_over:
+        note(f"{passed_over} files passed over, which hold no run")
 
 
 @dataclass(frozen=True)
@@ -128,8 +142,11 @@ def _file(source: Source, analysis: str) -> Path:
     return source.path.with_name(f"{source.path.stem}.{analysis}.h5")
 
 
-def _named(arguments: Sequence[str], *, quiet: bool) -> dict[str, tuple[Path, str | None]]:
-    """Return path and group of each run by what it is called in tables, folders opened."""
+def _named(arguments: Sequence[str]) -> tuple[dict[str, tuple[Path, str | None]], int]:
+    """Return path and group of each run by what it is called in tables, folders opened.
+
+    And how many files were passed over.
+    """
     from sharpness.store import kind_of
 
     found: dict[str, tuple[Path, str | None]] = {}
@@ -146,6 +163,4 @@ def _named(arguments: Sequence[str], *, quiet: bool) -> dict[str, tuple[Path, st
             if str(file) in found:
                 raise InputError(f"compare needs each run once, got {file} twice: leave one out")
             found[str(file)] = (file, group if named else None)
-    if passed_over and not quiet:
-        click.echo(f"{passed_over} files passed over, which hold no run", err=True)
-    return found
+    return found, passed_over

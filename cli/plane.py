@@ -19,7 +19,16 @@ from .parameters import (
     rescaling,
     source,
 )
-from .sources import Pieces, Source, answer, beside, objective, opened, request
+from .sources import (
+    Pieces,
+    Source,
+    answer,
+    beside,
+    objective,
+    opened,
+    request,
+    require_other,
+)
 
 # Coordinates by what the axes are: Li et al. (2018) have [-1, 1] for random directions.
 RANGES = {"random": (-1.0, 1.0), "eigenvectors": (-1.0, 1.0), "through": (-0.5, 1.5)}
@@ -150,8 +159,10 @@ def _compute(solutions: list[Source], marks: list[Source], options: dict[str, An
         )
 
     ending = what if kind in ("random", "through") else f"{kind}.{what}"
+    path = beside(solutions, ending, options)
+    require_other(path, [mark.path for mark in marks])
     answer(
-        beside(solutions, ending, options),
+        path,
         asked,
         options,
         compute,

@@ -10,7 +10,7 @@ from sharpness.errors import InputError
 
 from .parameters import COMMON, Name, Whole, overwrite, reporting
 from .show import note, say
-from .sources import require_place
+from .sources import require_other, require_place
 
 
 @click.command(context_settings=COMMON)
@@ -68,6 +68,7 @@ def command(files: tuple[str, ...], output: str | None, **options: Any) -> None:
     made = []
     for name, members in groups:
         path = Path(output) if output else _beside(Path(name), form)
+        require_other(path, map(Path, results))
         figure = _figure({member: results[member] for member in members}, chosen)
         picture = encoded(figure, form=form, dpi=options["dpi"])
         made.append((name, type(results[members[0]]).__name__, path, picture))

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +109,7 @@ def beside(sources: list[Source], kind: str, options: dict[str, Any]) -> Path:
     """Return the output: as given, or the inputs' names, the part if not train, and the kind."""
     if options["output"]:
         path = Path(options["output"])
-        _require_name(path)
-        if path.exists() and any(path.samefile(source.path) for source in sources):
-            raise InputError(f"{path} is also an input: choose another output")
+        require_other(path, [source.path for source in sources])
         return path
     part = "" if options.get("split", "train") == "train" else f".{options['split']}"
     stem = "-".join(source.path.stem for source in sources)
@@ -227,6 +225,17 @@ def fitting(compute: Callable[[], R], options: dict[str, Any], pieces: Pieces) -
     return halving(computed, options.get("micro_batch"), pieces=pieces, tell=note)
 
 
+def require_other(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is one of the inputs, by whatever name.
+
+    Raises:
+        InputError: If it is one.
+    """
+    _require_name(path)
+    if path.exists() and any(path.samefile(file) for file in inputs):
+        raise InputError(f"{path} is also an input: choose another output")
+
+
 def require_place(path: Path) -> None:
     """Refuse an output that cannot be written.
 
@@ -236,6 +245,13 @@ def require_place(path: Path) -> None:
     _require_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file: choose another output")
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path} is a symbolic link to {os.readlink(path)}, which is not there: choose another "
+            "output"
+        )
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} needs to be a directory that is there: make it first")
     if not os.access(path.parent, os.W_OK):
