@@ -198,12 +198,15 @@ def require_pair(a: Source, b: Source, options: dict[str, Any], what: str = "lin
     for key in ("model", "model_options"):
         if records[0][key] != records[1][key] or one != other:
             raise InputError(
-                f"{what} needs two runs of one architecture, got {a.path} with "
-                f"{records[0]['model']} {records[0]['model_options']} ({one:,} parameters) and "
-                f"{b.path} with "
-                f"{records[1]['model']} {records[1]['model_options']} ({other:,} parameters)"
-                f"{_difference(a, b, options)}: choose another pair"
+                f"{what} needs two runs of one architecture, got {a.path} with {one:,} parameters "
+                f"and {b.path} with {other:,}{_difference(a, b, options)}: choose another pair"
             )
+    dtypes = [record["dtype"] for record in records]
+    if dtypes[0] != dtypes[1]:
+        raise InputError(
+            f"{what} needs two solutions of one dtype, got {dtypes[0]} in {a.path} and {dtypes[1]} "
+            f"in {b.path}: choose another pair, or give --dtype for checkpoints"
+        )
     for part in ("train_sha256", "test_sha256"):
         if a.run.spec["data"][part] != b.run.spec["data"][part]:
             raise InputError(
