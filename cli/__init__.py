@@ -1,6 +1,7 @@
 """The command ``sharpness``: each command is a load, a library call, a save and a print."""
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ COMMANDS = {
     "list": ("catalog", "What there is by name, and what is in a folder."),
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
+LONGEST = 200  # characters of the line that tells an error
 CONTINUES = "the same command again continues from the files that are whole"
 STARTS = "no file was left half-written, the same command again starts its work over"
 
@@ -140,7 +142,7 @@ def _run(args: list[str]) -> int:
 
 def _code(error: Exception) -> int | None:
     """Return the exit code of a user's error, None of a bug."""
-    if isinstance(error, InputError | click.UsageError):
+    if isinstance(error, InputError | click.UsageError) or _errno(error) == errno.ENAMETOOLONG:
         return 2
     known = isinstance(error, ComputationError | OSError | click.ClickException)
     return 1 if known or is_out_of_memory(error) else None
@@ -149,6 +151,8 @@ def _code(error: Exception) -> int | None:
 def _text(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
+    if _errno(error) == errno.EMFILE:
+        return f"{error}: raise the limit by ulimit -n"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if is_out_of_memory(error) and not isinstance(error, ComputationError):
@@ -161,6 +165,23 @@ def _notes(error: BaseException) -> str:
     return "; ".join(getattr(error, "__notes__", []))
 
 
+def _errno(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
 def _failed(text: str, code: int) -> int:
-    click.echo(f"sharpness: error: {' '.join(text.split())}", err=True)
+    line = f"sharpness: error: {printable(' '.join(text.split()))}"
+    if len(line) > LONGEST:  # its end has the remedy
+        line = f"{line[: LONGEST // 2 - 5]} ... {line[-LONGEST // 2 :]}"
+    click.echo(line, err=True)
     return code
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for what a terminal would take as a command.
+
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
