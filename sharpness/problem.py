@@ -485,8 +485,21 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     except Exception as error:
         cause = error.__cause__ or error
         raise InputError(f"the loss rejects outputs and targets: {located(cause)}") from error
+    _require_slope(probe)
     _require_mean(model, parts, loss)
     return metrics
+
+
+def _require_slope(probe: Objective) -> None:
+    """Refuse a loss that is cut from the parameters: its derivatives would be silent zeros."""
+    theta = probe.theta.clone().requires_grad_()
+    with torch.enable_grad(), seeded(0, theta.device), probe.with_native_rnn():
+        loss = probe.first(lambda i, inputs, targets: probe.batch_loss(theta, inputs, targets))
+    if not loss.requires_grad:
+        raise InputError(
+            "loss needs to depend on the parameters, got a number without a gradient: leave "
+            "detach, item and no_grad out of the model and the loss"
+        )
 
 
 def _require_mean(model: nn.Module, parts: Split, loss: Measure) -> None:
