@@ -243,6 +243,11 @@ def _pair(source: Any) -> tuple[Any, Any]:
 
 def _read(dataset: Any) -> Part:
     """Return all pairs of a map-style Dataset, collated."""
+    if isinstance(dataset, Tensor | np.ndarray):
+        raise InputError(
+            "data need (train, test), each (inputs, targets), got an array as one of the two: "
+            "return both parts"
+        )
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise InputError(
             f"data need (inputs, targets) or a map-style Dataset, got {_described(dataset)}: "
