@@ -162,13 +162,20 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def seal_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the SHA-256 in the seal of one of our files, None of any other."""
+    """Return the SHA-256 in the seal of one of our files, None of any other.
+
+    Raises:
+        InputError: If it may not be read.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):
         return None  # a pipe would keep its reader waiting
-    with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 40))
-        tail = file.read()
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 40))
+            tail = file.read()
+    except PermissionError as error:
+        raise InputError(f"{path} needs to be readable: {error.strerror}") from error
     return tail[8:].hex() if tail[:8] == SEAL else None
 
 
