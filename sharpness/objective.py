@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from sharpness.batch_norm import by_batch, copied, layers, pooled, require_policy, watched
-from sharpness.distributed import mean_over_ranks
+from sharpness.distributed import first_difference, mean_over_ranks, world_size
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError, is_out_of_memory
 from sharpness.gemm import in_force
 from sharpness.heap import keep_heap
@@ -389,6 +389,7 @@ class Objective:
         loop over data, the only weight of a ragged last batch, the only collective;
         derivatives are taken inside f, so the collective is never differentiated.
         """
+        self._require_one_model()
         total, sum_of_weights = self.theta.new_zeros(()), 0.0
         for weight, value in self._each(self.batches, f, "batches"):
             # The mean over a batch that weighs nothing is 0 / 0.
@@ -401,6 +402,20 @@ class Objective:
                 "or the count"
             )
         return mean
+
+    def _require_one_model(self) -> None:
+        """Refuse ranks whose models or options differ: their mean would be that of no model."""
+        if world_size() == 1 or "ranks" in self._looked_at:
+            return
+        self._looked_at.add("ranks")
+        facts = {key: str(self.spec[key]) for key in ("loss", "dtype", "batch_norm")}
+        blocks = unflatten(self.theta, self.shapes)
+        found = first_difference(facts | {name: digest(block) for name, block in blocks.items()})
+        if found:
+            raise InputError(
+                f"Objective needs one model on all ranks, got another {found[0]} on rank "
+                f"{found[1]} than on rank 0: load the same weights and options everywhere"
+            )
 
     def first_not_finite(
         self, f: BatchMean, of: Literal["batches", "statistics"] = "batches"
