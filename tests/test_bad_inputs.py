@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import fcntl
 import os
 import resource
 import shlex
@@ -32,6 +33,7 @@ from torch.multiprocessing.spawn import spawn
 
 import sharpness as sh
 from sharpness.errors import InputError
+from sharpness.journal import Journal
 from sharpness.results import Result
 from sharpness.store import SEAL
 from sharpness.training import cpu_threads
@@ -284,11 +286,7 @@ class Row:
 
 # Rows whose behavior is still to come, by their number.
 OWED = {
-    45: "a second process at one journal",
-    46: "a journal of another request",
-    47: "a journal damaged in the middle",
     56: "several candidates for the weights, and --key",
-    100: "no memory even for one example",
 }
 ROWS = [
     # the command line
@@ -1400,7 +1398,67 @@ def test_ranks_that_disagree_are_told_on_each_of_them(tmp_path: Path) -> None:
     HELD.add(106)
 
 
-ALONE = {42, 43, 106}  # the rows that have tests of their own
+def test_a_journal_that_is_another_s_or_damaged_is_told_in_one_line(
+    here: Path, ask: Ask, monkeypatch: Patch
+) -> None:
+    """Rows 45 to 47."""
+    plane = shlex.split("plane sb.h5 --alphas=-1:1:3 -q")
+    put = Journal.__setitem__
+
+    def stopping(self: Journal, key: str, value: torch.Tensor) -> None:
+        put(self, key, value)
+        self.commit()
+        if len(self) == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "__setitem__", stopping)
+        assert ask(*plane)[0] == 130
+    part = here / "sb.plane.h5.part"
+    whole = part.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    asked = (
+        (45, plane, whole, 1, f"is being written by process {os.getpid()} on "),
+        (46, [*plane, "--seed=7"], whole, 2, "(seed 0 there, 7 asked for)"),
+        (47, plane, bytes(damaged), 1, "was damaged, and 8 pieces of it are whole"),
+    )
+    for number, command, content, wanted, words in asked:
+        part.write_bytes(content)
+        before = listing(here)
+        with part.open("rb") as file:
+            if number == 45:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            code, out, err = ask(*command)
+        assert (code, out) == (wanted, "")
+        assert words in told(err)
+        if number == 47:  # what is whole was kept
+            before.pop(part.name)
+        assert listing(here).items() >= before.items()
+        HELD.add(number)
+    code, _, err = ask(*plane[:-1])
+    assert code == 0
+    assert "continuing from the 8 pieces" in err
+
+
+def test_a_lack_of_memory_for_one_example_is_told_in_one_line(
+    here: Path, ask: Ask, monkeypatch: Patch
+) -> None:
+    """Row 100."""
+
+    def greedy(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
+
+    monkeypatch.setattr(sh.Hessian, "batch_map", greedy)
+    before = listing(here)
+    code, out, err = ask(*shlex.split("eigs sb.h5 -k 1 -q --micro-batch 1"))
+    assert (code, out) == (1, "")
+    assert "batch 0, of 1 example, needs more memory than there is" in told(err)
+    assert listing(here) == before
+    HELD.add(100)
+
+
+ALONE = {42, 43, 45, 46, 47, 100, 106}  # the rows that have tests of their own
 
 
 def test_what_a_name_holds_reaches_no_terminal_as_a_command(here: Path, ask: Ask) -> None:
