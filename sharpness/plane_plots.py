@@ -16,7 +16,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
@@ -37,6 +38,7 @@ ROUND = (1, 2, 2.5, 5, 10)  # steps of even levels and ticks
 MOST = 14  # levels
 SMALL, LARGE = 14.0, 130.0  # areas of the points of a path, in points^2
 LINE = 14.5  # points, of a legend
+LOST = "not finite"
 NO_LEVELS: Grid = np.array([0.0, 1.0])
 VIEW = {"elev": 32, "azim": -58}
 
@@ -90,14 +92,16 @@ def plane(
         drawn = _flat(ax, x, y, finite, kind, marks, scale)
         _limits(ax, x, y, cells=kind == "heat")
     if finite.mask.any():
-        handles.append(_crossed_out(ax, x, y, Z, f"{_word(name)} not finite", kind))
+        handles.append(_crossed_out(ax, x, y, Z, f"{_word(name)} {LOST}", kind))
     handles += _overlay(result, ax, name, unit, scale, kind)
     if kind == "surface":
         handles += [_mark("", 0, _axis(result, i, unit)) for i in (0, 1)]
     _label(ax, result, unit)
     if colorbar and marks is not NO_LEVELS:
         _bar(ax, drawn, marks, _quantity(name) + _policy(result))
-    if legend and handles:
+    if not legend:  # that of another panel does not tell what is missing in this one
+        handles = [handle for handle in handles if LOST in str(handle.get_label())]
+    if handles:
         _legend(ax, handles)
     if title:
         _title(ax, title, [ax])
@@ -405,10 +409,26 @@ def _crossed_out(ax: Any, x: Grid, y: Grid, Z: Grid, words: str, kind: str) -> A
     if kind == "surface":
         floor = np.full(len(i), ax.get_zlim()[0])
         return ax.plot(x[i], y[j], floor, "x", color=INK, markersize=4, label=words)[0]
-    left, right, low, high = _edges(x, y) if kind == "heat" else (x[0], x[-1], y[0], y[-1])
     style: dict[str, Any] = {"facecolor": PALE, "edgecolor": "#7f7f7f", "hatch": HATCH, "lw": 0}
-    ax.add_patch(Rectangle((left, low), right - left, high - low, zorder=0, **style))
+    if kind == "contour":  # which covers nothing: the cells of the points alone
+        across, up = _borders(x), _borders(y)
+        cells = [
+            _cell(across[a], across[a + 1], up[b], up[b + 1]) for a, b in zip(i, j, strict=True)
+        ]
+        ax.add_patch(PathPatch(Path.make_compound_path(*cells), zorder=0, **style))
+    else:
+        left, right, low, high = _edges(x, y) if kind == "heat" else (x[0], x[-1], y[0], y[-1])
+        ax.add_patch(PathPatch(_cell(left, right, low, high), zorder=0, **style))
     return Patch(**style, label=words)
+
+
+def _cell(left: float, right: float, low: float, high: float) -> Path:
+    return Path([(left, low), (right, low), (right, high), (left, high), (left, low)], closed=True)
+
+
+def _borders(x: Grid) -> Grid:
+    """Return the places half way between points and at the ends, (p + 1,)."""
+    return np.concatenate([x[:1], (x[1:] + x[:-1]) / 2, x[-1:]])
 
 
 def _overlay(
@@ -442,7 +462,7 @@ def _overlay(
         handles.append(_mark(marker, 7, words))
         lost += [] if np.isfinite(loss).all() else [place]
     if lost:  # a marker without a color is not drawn
-        handles.append(_lost(ax, np.array(lost), f"its own {_word(name)} not finite", kind))
+        handles.append(_lost(ax, np.array(lost), f"its own {_word(name)} {LOST}", kind))
     if kind == "surface":
         return handles
     return [_center(ax), *handles]

@@ -171,6 +171,10 @@ def test_points_that_are_not_finite_are_crossed_out_and_named(kind: str) -> None
         (patch,) = ax.patches
         assert patch.get_hatch()
         assert patch.get_zorder() < ax.collections[0].get_zorder()
+        for place in ((-0.99, -1.99), (0.1, 1.2)):
+            assert patch.get_path().contains_point(place)
+        # Contours cover nothing, so that only the cells of these points may be crossed out.
+        assert patch.get_path().contains_point((0.5, 3.0)) == (kind != "contour")
     bare = axes(kind)
     plots.plane(bowl(), bare, kind=kind)
     assert "loss not finite" not in legend(bare)
@@ -229,6 +233,17 @@ def test_all_values_are_drawn_with_losses_by_one_scale_and_accuracies_in_percent
     assert accuracy.collections[0].norm.vmax == 100
     labels = [ax.get_ylabel() for ax in others if ax.get_ylabel()]
     assert labels == ["loss", "train accuracy (%)"]
+
+
+@pytest.mark.parametrize("name", ["train_loss", "test_loss", "train_accuracy"])
+def test_each_panel_names_what_is_not_finite_in_it(name: str) -> None:
+    loss = bowl().values["loss"]
+    values = {"train_loss": loss, "test_loss": 2 * loss, "train_accuracy": 1 / (1 + loss)}
+    values[name] = values[name].clone()
+    values[name][1, 1] = math.nan
+    made = plots.drawn(bowl(values=values, path_values={}, solution_values={}))
+    told = [text for ax in made.axes for text in legend(ax) if "not finite" in text]
+    assert told == [f"{name.replace('_', ' ')} not finite"]
 
 
 def test_the_policy_of_batchnorm_is_on_the_figure_where_there_is_any() -> None:

@@ -131,6 +131,7 @@ class Case:
 
     net: Net = field(default_factory=trained)
     folder: Path = Path()
+    known: Any = None
 
     def __post_init__(self) -> None:
         x, y = torch.randn(12, 3), torch.arange(12) % 2
@@ -154,6 +155,21 @@ class Case:
         there = sh.Solution(self.here.theta + self.u, self.here.buffers)
         history = {"examples": torch.tensor([8])}
         return Run(self.here, there, [], none, history, {}, none, none, 1, "updates", {})
+
+    def brought(self) -> dict[str, Any]:
+        return {"model": self.net, "data": (self.part, self.part)}
+
+    def again(self, micro_batch: int | None = None) -> sh.Objective:
+        """The objective of a run, of the model in memory."""
+        return sh.objective_of(read(self), micro_batch=micro_batch, **self.brought())
+
+    def to_verify(self) -> tuple[Any, list[Run]]:
+        """Eigenpairs of a run, computed before anything strikes."""
+        if self.known is None:
+            at, CLOCK.at = CLOCK.at, None
+            self.known = sh.eigsh(sh.Hessian(self.again()), 1), [read(self)]
+            CLOCK.calls, CLOCK.at = 0, at
+        return self.known
 
     def grid(self) -> dict[str, Tensor]:
         return {"alphas": torch.arange(2.0), "betas": torch.arange(2.0)}
@@ -228,9 +244,9 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
         lambda c: sh.run_numbers(c.run(), {"train": c.objective(), "test": c.objective()})
     ],
     "read": [lambda c: read(c)],
-    "objective_of": [
-        lambda c: sh.objective_of(read(c), model=c.net, data=(c.part, c.part)).value(c.here)
-    ],
+    "objective_of": [lambda c: c.again().value(c.here)],
+    "halving": [lambda c: sh.halving(lambda size: c.again(size).value(c.here))],
+    "verify": [lambda c: sh.verify(*c.to_verify(), **c.brought())],
 }
 DIRECTIONS: dict[str, list[Callable[[Case], Any]]] = {
     function.__name__: [lambda c, f=function: f(c.objective(), 2, point=c.here)]
@@ -244,7 +260,8 @@ DIRECTIONS: dict[str, list[Callable[[Case], Any]]] = {
 WITHOUT = {"ComputationError", "InputError", "TrainConfig", "accuracy", "Dense", "progress"}
 WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", "load"}
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
-WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory"}
+WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
+WITHOUT |= {"OutOfMemoryError"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 
@@ -283,6 +300,7 @@ def clock() -> Iterator[Clock]:
 def case(tmp_path: Path, clock: Clock) -> Case:
     made = Case(folder=tmp_path)
     read(made)
+    torch.manual_seed(1)  # another state than what was drawn from on the way
     clock.calls = 0
     return made
 
@@ -347,6 +365,22 @@ def test_the_model_is_the_same_to_the_bit_where_a_function_fails_or_is_stopped(
 ) -> None:
     """At the first uses of the model, forward or backward, and at later ones farther apart."""
     strike(call, case, clock, [RuntimeError, KeyboardInterrupt], 1.5)
+
+
+def test_the_model_is_the_same_to_the_bit_where_memory_runs_out(case: Case, clock: Clock) -> None:
+    """And the batches are halved."""
+    before, halved = state(case.net), list[str]()
+    clock.error = torch.OutOfMemoryError
+
+    def compute(size: int | None) -> Tensor:
+        x, y = (part.split(size or 12) for part in case.part)
+        return sh.Objective(case.net, list(zip(x, y, strict=True)), cross_entropy).value(case.here)
+
+    for at in (1, 2):  # at the first look at the batch, and at the second
+        clock.calls, clock.at = 0, at
+        sh.halving(compute, tell=halved.append)
+        assert state(case.net) == before
+    assert len(halved) == 2
 
 
 @pytest.mark.slow
