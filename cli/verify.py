@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sharpness.bars import progress as bar
-from sharpness.errors import ComputationError, InputError
+from sharpness.errors import ComputationError, InputError, is_out_of_memory
 
 from .parameters import COMMON, data, loss, model, reporting, trust_spec
 from .show import say
@@ -106,7 +105,7 @@ class _Entry:
 
 def _verified(path: Path, shelf: "_Shelf", options: dict[str, Any]) -> _Entry:
     """Check the seal of a file, and its numbers."""
-    from sharpness.store import load, versions_of
+    from sharpness.store import load, versions, versions_of
     from sharpness.verification import verify
 
     entry = _Entry(path)
@@ -120,10 +119,13 @@ def _verified(path: Path, shelf: "_Shelf", options: dict[str, Any]) -> _Entry:
         with redirect_stdout(sys.stderr):  # what the user's functions print is no result
             runs = _runs(path, result, shelf, given, trusted)
             entry.found = verify(result, runs, **given, trust_spec=trusted)
-    except (InputError, ComputationError, OSError, MemoryError) as error:
+    except Exception as error:
+        known = isinstance(error, InputError | ComputationError | OSError)
+        if not known and not is_out_of_memory(error):
+            raise
         entry.error = error
         return entry
-    then, now = versions_of(path).get("torch"), version("torch")
+    then, now = (found.get("torch") for found in (versions_of(path), versions()))
     if then != now:
         entry.found.notes.append(f"computed by torch {then}, recomputed by {now}")
     return entry

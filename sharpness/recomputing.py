@@ -45,6 +45,7 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
+from sharpness.training import INTERRUPTED
 from sharpness.vectors import gaussian
 
 POWER_STEPS = 3  # after which a random vector has the size of |A| to some percent
@@ -55,9 +56,14 @@ def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
     checks: list[Check] = []
     objectives = {part: origin.of(run, part) for part in SPLITS}  # their data have the SHA-256
     history = run.history
-    if not history:
+    if not history or not len(history["update"]):
         return "nothing", checks
     ends = {"start": (0, run.start), "end": (-1, run.end)}
+    if run.stopped == INTERRUPTED:
+        ends.pop("end")
+        origin.note("interrupted, so that its last losses are those of an earlier update")
+    else:
+        checks.append(of_exact("updates at the end", history["update"][-1], run.updates))
     for end, (row, point) in ends.items():
         for part, f in objectives.items():
             if point is None:
@@ -69,14 +75,13 @@ def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
                 right = round(found["accuracy"] * run.spec["data"][f"{part}_examples"])
                 stored = history[f"{part}_right"][row]
                 checks.append(of_exact(f"{part}_right at the {end}", stored, right))
-    checks.append(of_exact("updates at the end", history["update"][-1], run.updates))
     seeded = origin.start(run)
     if run.start is not None and seeded is not None:
         norm = float(seeded.theta.double().norm())
         apart = float((run.start.theta.double() - seeded.theta.double()).norm())
         limit = RELATIVE[seeded.theta.dtype] * norm
         checks.append(Check("distance of the start from that of its seed", 0.0, apart, limit, norm))
-    return "loss and right answers at both ends", checks
+    return f"loss and right answers at the {' and the '.join(ends)}", checks
 
 
 def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:

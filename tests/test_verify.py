@@ -348,6 +348,13 @@ def test_a_plane_that_is_not_finite_verifies_and_one_made_finite_does_not(run: R
     assert not beyond(convexity, [run])
 
 
+def test_an_interrupted_training_verifies_at_its_start(run: Run) -> None:
+    verified = sh.verify(replace(run, stopped="interrupted", updates=run.updates + 1))
+    assert verified.agrees
+    assert verified.text.startswith("loss and right answers at the start recomputed")
+    assert "interrupted" in verified.notes[0]
+
+
 def test_an_eigenvalue_that_did_not_converge_is_told_and_not_searched_again(run: Run) -> None:
     f = sh.objective_of(run)
     axis = torch.tensor([0.0, 1.0])
@@ -467,7 +474,7 @@ def test_the_line_of_a_file_names_the_number_that_is_another(files: Path, ask: A
     first, second = out.splitlines()
     assert first.startswith(f"sb.eigs.h5: sealed; eigenvalue 1 is {stored:.10g} there, ")
     assert f"{stored / 1.1:.5g}"[:5] in first
-    assert second.startswith("sb.h5: sealed; loss and right answers")
+    assert second.startswith("sb.h5: sealed; loss and right answers at the start and the end")
     assert err.startswith("sharpness: error: ")
     assert "sb.eigs.h5" in err
 
@@ -545,7 +552,7 @@ def test_another_version_of_torch_is_told(
     here: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_versions", lambda: {"torch": "2.0.1"})
+        patch.setattr(store, "versions", lambda: {"torch": "2.0.1"})
         assert ask("train", *SHORT, "-o", "sb.h5")[0] == 0
     code, out, _ = ask("verify", "sb.h5")
     assert code == 0
