@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from sharpness.errors import InputError
-from sharpness.micro_batches import MOST
 from sharpness.names import GIVEN, require_given, resolve
 from sharpness.objective import Objective, fingerprint
 from sharpness.problem import objective_of, pose, solution
@@ -54,7 +53,7 @@ class Origin:
                 "verify needs an objective that objective_of made, got one of objects in memory, "
                 "which no spec can build again: compare the numbers yourself"
             )
-        run, differing = self.run(spec["run"]), ["nothing"]
+        run, policy = self.run(spec["run"]), spec["batch_norm"]
         shared: dict[str, Any] = {
             "split": spec["split"],
             "examples": None if spec["sample_seed"] is None else spec["examples"],
@@ -66,18 +65,25 @@ class Origin:
         }
         if "gemm" in spec:
             self.note(f"matrix products by {spec['gemm']} then, by torch's default now")
-        policy, micro_batches = _batching(spec)
-        for micro_batch in micro_batches:
-            f = objective_of(run, **shared, batch_norm=policy, micro_batch=micro_batch)
-            f = f.under(spec["batch_norm"])
-            told, wanted = plain(f.spec), plain(spec)
-            differing = [k for k in wanted if k not in ELSEWHERE and told.get(k) != wanted[k]]
-            if not differing:
-                return f
-        raise InputError(
-            f"verify needs the objective that the spec names, got another {', '.join(differing)}: "
-            "verify it by the version of sharpness that computed it"
-        )
+        # Statistics of batches that are not all the data are those of an objective that came to
+        # this policy later.
+        later = policy == "batch" and spec["micro_batch"] < spec["examples"]
+        made = "frozen" if later else policy
+        f = objective_of(run, **shared, batch_norm=made, micro_batch=spec["micro_batch"])
+        f = f.under(policy)
+        if "statistics" in spec:
+            if policy == "reestimate" and f.spec["statistics"] != spec["statistics"]:
+                size = spec["statistics"]["micro_batch"]
+                f.statistics = objective_of(run, **shared, micro_batch=size).statistics
+            f.spec = {**f.spec, "statistics": spec["statistics"]}
+        told, wanted = plain(f.spec), plain(spec)
+        differing = [k for k in wanted if k not in ELSEWHERE and told.get(k) != wanted[k]]
+        if differing:
+            raise InputError(
+                f"verify needs the objective that the spec names, got another "
+                f"{', '.join(differing)}: verify it by the version of sharpness that computed it"
+            )
+        return f
 
     def point(self, f: Objective, sha256: str) -> Solution:
         """Return the point of a run at hand that has this fingerprint, as the objective has it.
@@ -201,18 +207,3 @@ def plain(spec: Any) -> Any:
     {'widths': [3, 4]}
     """
     return json.loads(json.dumps(spec))
-
-
-def _batching(spec: Mapping[str, Any]) -> tuple[str, list[int | None]]:
-    """Return the policy that an objective was made with, and the micro-batches it was asked for.
-
-    With BatchNorm, the batches of ``statistics`` tell what was asked for, but that the most and
-    nothing look alike.
-    """
-    policy, micro_batch = spec["batch_norm"], spec["micro_batch"]
-    if "statistics" not in spec:
-        return policy, [micro_batch]
-    if policy == "batch" and micro_batch < spec["examples"]:
-        policy = "frozen"  # it came to batch statistics later
-    asked = spec["statistics"]["micro_batch"]
-    return policy, [None, MOST] if asked == MOST else [asked]

@@ -286,7 +286,7 @@ def test_differences_of_gradients_are_held_to_the_error_that_they_tell(
 @pytest.fixture(scope="module")
 def normalized() -> list[Run]:
     """Two trainings of a network with BatchNorm."""
-    options = {"model": "cnn", "model_options": {"channels": [2]}, "train_examples": 64}
+    options = {"model": "cnn", "model_options": {"channels": [2, 2]}, "train_examples": 64}
     with cpu_threads(1):
         return [train(TrainConfig(batch_size=b, updates=2, **options)) for b in (16, 64)]
 
@@ -303,6 +303,22 @@ def test_the_statistics_of_the_spec_are_taken_again(
         f = sh.objective_of(run, batch_norm=policy, micro_batch=micro_batch)
     with cpu_threads(f.spec["threads"]):
         found = sh.epsilon_sharpness(f, run.end, starts=0, sign_starts=1)
+    verified = sh.verify(found, normalized)
+    assert verified.agrees, verified.text
+    assert all(check.stored == check.recomputed for check in verified.checks[:2])
+
+
+@pytest.mark.parametrize("policy", ["frozen", "reestimate"])
+def test_statistics_of_other_batches_than_those_of_the_loss_are_taken_again(
+    policy: str, normalized: list[Run]
+) -> None:
+    # Little memory makes batches small, and leaves those of the statistics as they are.
+    f = sh.objective_of(normalized[0], batch_norm=policy, memory=2**17)
+    assert f.spec["micro_batch"] < f.spec["statistics"]["micro_batch"]
+    small = sh.objective_of(normalized[0], batch_norm=policy, micro_batch=f.spec["micro_batch"])
+    same = f.value(f.theta) == small.value(f.theta)
+    assert same == (policy == "frozen")
+    found = sh.epsilon_sharpness(f, starts=0, sign_starts=1)
     verified = sh.verify(found, normalized)
     assert verified.agrees, verified.text
     assert all(check.stored == check.recomputed for check in verified.checks[:2])
