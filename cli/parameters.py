@@ -230,6 +230,8 @@ source = chained(
     ),
     click.option("--label-noise", type=Real(least=0), help="Share of moved labels, likewise."),
     click.option("--split-seed", type=Whole(), help="Seed of the split, likewise."),
+    click.option("--key", help="Where the weights are in the file, likewise."),
+    click.option("--max-bytes", type=Bytes(), help="Of its file; 16GiB by default."),
     trust_spec,
 )
 split = click.option(

@@ -65,6 +65,8 @@ def command(files: tuple[str, ...], as_json: bool, **options: Any) -> None:
             continue
         say(f"{click.format_filename(Path(name).name)}: {type(result).__name__}")
         report(result, as_json=False)
+        for remark in _unchecked(result.spec):
+            say(remark)
         say("computed by")
         for line in tree(result.spec):
             say(f"  {line}")
@@ -112,6 +114,18 @@ def tree(value: Any, indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{key}: {json.dumps(item) if item != '' else ''}")
     return lines
+
+
+def _unchecked(spec: Any) -> list[str]:
+    """Return which checkpoints in a tree had nothing that damage would have shown by."""
+    if not isinstance(spec, dict | list):
+        return []
+    remarks = []
+    if isinstance(spec, dict) and spec.get("checksum") == "none":
+        remarks = [f"NOT checked for damage: {spec['name']!a} has no checksum"]
+    for item in spec.values() if isinstance(spec, dict) else spec:
+        remarks += _unchecked(item)
+    return list(dict.fromkeys(remarks))
 
 
 def as_values(result: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sharpness.bars import Progress, progress as bar
-from sharpness.errors import InputError
+from sharpness.errors import ComputationError, InputError
 from sharpness.journal import Journal, part_of
 from sharpness.results import Result, Run
 
@@ -22,9 +22,12 @@ from .parameters import MEMORY, Bytes
 from .show import note, report
 
 # Options that a checkpoint needs and a run's file knows by itself.
+OF_CHECKPOINT = (
+    *("model_options", "train_examples", "label_noise", "split_seed"),
+    *("key", "max_bytes"),
+)
 Pieces = MutableMapping[str, Tensor]
 R = TypeVar("R")
-OF_CHECKPOINT = ("model_options", "train_examples", "label_noise", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,19 @@ def opened(path: str, options: dict[str, Any]) -> Source:
     given = {key: value for key, value in given.items() if value is not None}
     names = {key: given.get(key) for key in ("model", "data", "loss")}
     seal = seal_of(file) if file.is_file() else None
-    if seal or file.suffix == ".h5":
+    missing = [f"--{key}" for key in ("model", "data", "loss") if key not in given]
+    if seal is None and file.suffix == ".h5" and missing:
+        raise ComputationError(
+            f"{path} has no seal of ours: if it is a checkpoint, give {', '.join(missing)}; if it "
+            "was a run of ours, it is damaged, so compute it again"
+        )
+    if seal:
         run = load_as(file, Run)
         extra = [key for key in OF_CHECKPOINT if key in given]
         if extra:
             option = extra[0].replace("_", "-")
             raise InputError(f"--{option} is for a checkpoint, {path} knows its own: leave it out")
-        return Source(file, run, seal or "", names)
-    missing = [f"--{key}" for key in ("model", "data", "loss") if key not in given]
+        return Source(file, run, seal, names)
     if missing:
         raise InputError(
             f"{path} is no run of ours, so its model, data and loss must be given, got no "
@@ -124,7 +132,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     """
     from sharpness.names import require_given, source_digest
 
-    left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec"}
+    left_out = {"output", "overwrite", "as_json", "quiet", "debug", "trust_spec", "max_bytes"}
     asked = {key: value for key, value in options.items() if key not in left_out}
     if "device" in asked:
         asked["device"] = device(asked["device"])
@@ -134,8 +142,9 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     # A default is left out: it is what files stand for that are older than the option.
     if asked.get("bn") == (None if command in ("line", "plane") else "frozen"):
         asked.pop("bn", None)
-    if not asked.get("fast_gemm"):
-        asked.pop("fast_gemm", None)
+    for key in ("fast_gemm", "key"):
+        if not asked.get(key):
+            asked.pop(key, None)
     if command != "eigs" and asked.get("memory") == Bytes().convert(MEMORY, None, None):
         del asked["memory"]
     if "tol" in asked and asked["tol"] is None:

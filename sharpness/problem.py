@@ -31,7 +31,7 @@ from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
 from sharpness.names import called, located, require_given, resolve, shown
 from sharpness.objective import MEMORY, Measure, Objective, accuracy, on_device
-from sharpness.reading import read_checkpoint, require_match, unprefixed
+from sharpness.reading import MAX_BYTES, read_checkpoint, require_match, unprefixed
 from sharpness.results import Run, Solution
 from sharpness.vectors import digest, flatten, stream, unflatten
 
@@ -287,11 +287,19 @@ def read(
     split_seed: int = 0,
     dtype: str | None = None,
     device: str = "cpu",
+    key: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Run:
-    """Return a Run that ends at the weights of a checkpoint, a state dict saved by torch.save.
+    """Return a Run that ends at the weights of a checkpoint: .pt, .safetensors or HDF5.
 
     The options are those of a training, by which the weights came about; the dtype is by default
-    float64 where the checkpoint has such weights, and float32 otherwise.
+    float64 where the checkpoint has such weights, and float32 otherwise. ``spec["checkpoint"]``
+    tells the checksum by which damage to the file would have shown, ``crc32`` or ``none``.
+
+    Args:
+        key: Where in the file the weights are. Default: the file itself, ``state_dict``,
+            ``model_state_dict`` or ``model``, unless there are several sets of weights.
+        max_bytes: Refuse larger files, which are held in memory whole.
 
     Raises:
         InputError: If there is no such file, or if its tensors are not those of the model.
@@ -305,7 +313,8 @@ def read(
     >>> torch.equal(run.end.theta, solution(model).theta), run.stopped
     (True, 'read')
     """
-    weights, sha256 = read_checkpoint(checkpoint)
+    file = read_checkpoint(checkpoint, key=key, max_bytes=max_bytes)
+    weights = file.weights
     options = dict(model_options or {})
     if dtype is None:
         double = any(tensor.dtype == torch.float64 for tensor in weights.values())
@@ -325,10 +334,10 @@ def read(
     weights = unprefixed(weights, wanted)
     require_match(weights, wanted, name)
     problem.model.load_state_dict(weights)
-    for key, value in problem.model.state_dict().items():
-        if not torch.equal(value.cpu(), weights[key].to(value.dtype)):
+    for part, value in problem.model.state_dict().items():
+        if not torch.equal(value.cpu(), weights[part].to(value.dtype)):
             raise InputError(
-                f"{name} needs one value for weights that the model ties, got another for {key}: "
+                f"{name} needs one value for weights that the model ties, got another for {part}: "
                 "give the checkpoint of this model"
             )
     return Run(
@@ -344,7 +353,12 @@ def read(
         stopped="read",
         spec={
             "algorithm": "read",
-            "checkpoint": {"name": Path(checkpoint).name, "sha256": sha256},
+            "checkpoint": {
+                "name": Path(checkpoint).name,
+                "sha256": file.sha256,
+                "checksum": file.checksum,
+                **({} if key is None else {"key": key}),
+            },
             "train": {
                 "model": shown(model),
                 "model_options": options,

@@ -1,74 +1,114 @@
-"""Tensors of foreign files under strict rules; nothing in a file can name code to run.
+"""Tensors of foreign files under strict rules; nothing in a file can name code or another file.
 
-A checkpoint is a state dict as ``torch.save`` writes it, alone or under a key of its own. Before
-``torch.load(weights_only=True)`` sees the file, the checksums of all its members are tested:
-torch compiles that test out and would load damaged weights silently (pytorch#126952).
+A file is read once, and all that is asked of it is asked of those bytes. A checkpoint is a state
+dict alone or under a key of its own, as ``torch.save``, safetensors or HDF5 files hold it; the
+modules ``reading_*`` know the formats, here is what is asked of all.
 """
 
 import hashlib
+import os
 import stat
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sharpness import reading_hdf5, reading_safetensors, reading_torch
 from sharpness.errors import ComputationError, InputError
+from sharpness.text import plain
 
 KEYS = ("state_dict", "model_state_dict", "model")  # where others keep the weights
 PREFIX = "module."  # of a model in DataParallel
+# A file is held in memory whole, beside its tensors: 4e9 parameters in float32, far more than
+# products with a Hessian are taken of here, and a slip such as a disk image ends at once.
+MAX_BYTES = 16 * 2**30
+REAL = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Return the weights of a checkpoint by name, on the CPU, and the SHA-256 of the file.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a checkpoint, and what its file is."""
+
+    weights: dict[str, Tensor]  # on the CPU
+    sha256: str  # of the file
+    checksum: str  # by which damage would have shown: crc32 or none
+
+
+def read_checkpoint(
+    path: str | Path, *, key: str | None = None, max_bytes: int = MAX_BYTES
+) -> Checkpoint:
+    """Return the weights of a checkpoint by name.
+
+    Args:
+        key: Where in the file the weights are. Default: the file itself, or one of ``KEYS`` if
+            there are no other weights of the same names.
+        max_bytes: Refuse larger files, which are held in memory whole.
 
     Raises:
         InputError: If there is no such regular file.
         ComputationError: If it is damaged, or holds anything but dense tensors of real numbers.
     """
     path = Path(path)
-    raw = regular_bytes(path)
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ComputationError(
-                f"{path} {_diagnosis(raw)}: save model.state_dict() by torch.save"
-            )
-        with zipfile.ZipFile(path) as members:
-            damaged = members.testzip()
-    except ComputationError:
-        raise
-    except Exception as error:
-        raise ComputationError(f"{path} is damaged: {error}: get it again") from error
-    if damaged:
-        raise ComputationError(f"{path} is damaged: the checksum of {damaged} is wrong")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ComputationError(
-            f"{path} holds more than tensors, numbers and text ({_refused(error)}): save "
-            "model.state_dict()"
-        ) from error
-    weights = _state_dict(content, path)
+    raw = regular_bytes(path, max_bytes)
+    stored, checksum = None, "none"
+    if raw.startswith(reading_hdf5.MAGIC):
+        content: Any = _by_dots(reading_hdf5.tensors(raw, path), path, key)
+    elif reading_safetensors.begins(raw):
+        content = reading_safetensors.tensors(raw, path)
+    elif raw.startswith(reading_torch.MAGIC):
+        content, stored, checksum = reading_torch.content(raw, path)
+    else:
+        raise ComputationError(f"{path} {_diagnosis(raw)}: save model.state_dict() by torch.save")
+    weights = _state_dict(content, path, key)
     for name, tensor in weights.items():
-        plain = tensor.layout is torch.strided and not tensor.is_meta
-        if not plain or tensor.is_quantized or tensor.is_nested:
-            raise ComputationError(
-                f"{path} needs dense tensors: {name} is {tensor.layout} on {tensor.device}, of "
-                f"{tensor.dtype}{' and nested' * tensor.is_nested}"
-            )
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            raise ComputationError(f"{path} needs plain tensors: {name} is a {type(tensor)}")
-        if tensor.numel() * tensor.element_size() > len(raw):
-            raise ComputationError(f"{path} is no honest file: {name} claims more than it holds")
-    return weights, hashlib.sha256(raw).hexdigest()
+        _require_dense(tensor, f"{path}", plain(name), stored)
+    detached = {name: value.detach() for name, value in weights.items()}
+    return Checkpoint(detached, hashlib.sha256(raw).hexdigest(), checksum)
+
+
+def read_hdf5(path: str | Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+    """Return the arrays of numbers in anybody's HDF5 file, by their names joined with ``/``.
+
+    The file is read in a process of its own, which has limits of memory and time and can open no
+    other file; attributes are not read.
+
+    Raises:
+        InputError: If there is no such regular file.
+        ComputationError: If the file is damaged, or holds anything but groups and plain arrays.
+
+    >>> import h5py
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with h5py.File(f"{folder}/a.h5", "w") as file:
+    ...         file["layer/weight"] = [1.0, 2.0]
+    ...     read_hdf5(f"{folder}/a.h5")
+    {'layer/weight': tensor([1., 2.], dtype=torch.float64)}
+    """
+    path = Path(path)
+    raw = regular_bytes(path, max_bytes)
+    if not raw.startswith(reading_hdf5.MAGIC):
+        raise ComputationError(f"{path} needs to begin as HDF5 files do: look at the name")
+    return reading_hdf5.tensors(raw, path)
 
 
 def unprefixed(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights without the prefix of DataParallel, where the model has none."""
-    if weights.keys() == wanted.keys() or not all(name.startswith(PREFIX) for name in weights):
+    """Return the weights without the first part of all their names, where the model has none.
+
+    That is the prefix of DataParallel, or a group that holds all others in an HDF5 file.
+    """
+    if weights.keys() == wanted.keys():
         return weights
-    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    prefix = next(iter(weights)).partition(".")[0] + "."
+    if not all(name.startswith(prefix) for name in weights):
+        return weights
+    bare = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return bare if prefix == PREFIX or bare.keys() == wanted.keys() else weights
 
 
 def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> None:
@@ -85,7 +125,9 @@ def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: s
     for what, keys in problems.items():
         if keys:
             verb = f"and {len(keys) - 1} more are" if len(keys) > 1 else "is"
-            raise InputError(f"{name} needs the tensors of the model: {keys[0]} {verb} {what}")
+            raise InputError(
+                f"{name} needs the tensors of the model: {plain(keys[0])} {verb} {what}"
+            )
     for key, value in weights.items():
         want = wanted[key]
         if value.shape != want.shape:
@@ -93,7 +135,7 @@ def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: s
                 f"{name} needs the shapes of the model: {key} is {tuple(value.shape)}, the model "
                 f"has {tuple(want.shape)}"
             )
-        if value.is_floating_point() != want.is_floating_point() or value.is_complex():
+        if value.is_floating_point() != want.is_floating_point():
             raise InputError(
                 f"{name} needs the kinds of the model: {key} is {value.dtype}, the model has "
                 f"{want.dtype}"
@@ -103,38 +145,138 @@ def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: s
             raise ComputationError(f"{name} needs finite weights: {key} holds {bad} that are not")
 
 
-def regular_bytes(path: Path) -> bytes:
+def regular_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        InputError: If there is none, or if it is a directory or a device.
+        InputError: If there is none, if it is a directory or a device, or larger than that.
     """
     try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise InputError(f"{path} needs to be a file that is there: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise InputError(f"{path} needs to be a file, but is {kind}: give a file")
-    try:
-        return path.read_bytes()
+        # What is asked is asked of the open file: the name may stand for another one by then.
+        with open(path, "rb", opener=_without_waiting) as file:
+            _require_regular(os.fstat(file.fileno()), path, max_bytes)
+            return file.read()
+    except IsADirectoryError as error:
+        raise InputError(f"{path} needs to be a file, but is a directory: give a file") from error
     except PermissionError as error:
         raise InputError(f"{path} needs to be readable: {error.strerror}") from error
+    except OSError as error:
+        raise InputError(f"{path} needs to be a file that is there: {error.strerror}") from error
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict):
-        inside = [content[key] for key in KEYS if isinstance(content.get(key), dict)]
-        weights = inside[0] if inside else content
-        if weights and all(isinstance(value, Tensor) for value in weights.values()):
-            return {str(name): value.detach() for name, value in weights.items()}
-        found = ", ".join(map(str, list(weights)[:5])) or "nothing"
-    else:
-        found = f"a {type(content).__name__}"
-    raise ComputationError(
-        f"{path} needs a state dict, alone or under {', '.join(KEYS)}, but holds {found}: save "
-        "model.state_dict()"
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its writer
+
+
+def _require_regular(status: os.stat_result, path: Path, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} needs to be a file, but is not a regular file: give a file")
+    if status.st_size > max_bytes:
+        raise InputError(
+            f"{path} needs at most {max_bytes:,} bytes, got {status.st_size:,}: raise max_bytes"
+        )
+
+
+def _require_dense(tensor: Tensor, path: str, name: str, stored: Any) -> None:
+    """Refuse what is no plain array of real numbers that lies in the file.
+
+    Args:
+        stored: The storages by their addresses that came out of the file, None where the reader
+            makes only such.
+    """
+    plain_kind = tensor.layout is torch.strided and not tensor.is_meta
+    if not plain_kind or tensor.is_quantized or tensor.is_nested:
+        raise ComputationError(
+            f"{path} needs dense tensors: {name} is {tensor.layout} on {tensor.device}, of "
+            f"{tensor.dtype}{' and nested' * tensor.is_nested}"
+        )
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        raise ComputationError(f"{path} needs plain tensors: {name} is a {type(tensor)}")
+    if tensor.dtype not in REAL:
+        raise ComputationError(f"{path} needs real or whole numbers: {name} is {tensor.dtype}")
+    memory = tensor.untyped_storage()
+    # torch also makes tensors of memory that nobody has written, when a file asks for them.
+    known = stored is None or not tensor.numel() or memory.data_ptr() in stored
+    if not known or tensor.numel() * tensor.element_size() > memory.nbytes():
+        raise ComputationError(f"{path} is no honest file: {name} claims more than it holds")
+
+
+def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
+    """Return the tensors by name under the key, or where others have them.
+
+    Raises:
+        ComputationError: If there are none, or weights of the same names in several places.
+    """
+    inside = content if isinstance(content, dict) else {}
+    found = {name: value for name, value in inside.items() if _is_weights(value)}
+    if key is not None:
+        if key in found:
+            return found[key]
+        raise ComputationError(
+            f"{path} needs tensors under {plain(key)}, but has them under "
+            f"{_listed(found) or 'no key'}: choose another key"
+        )
+    if _is_weights(content):
+        return dict(content)
+    usual = [name for name in KEYS if name in found]
+    if not usual:
+        kind = _listed(inside) or "nothing" if isinstance(content, dict) else _a(content)
+        hint = f"choose {_listed(found)} by key" if found else "save model.state_dict()"
+        raise ComputationError(
+            f"{path} needs a state dict, alone or under {', '.join(KEYS)}, but holds {kind}: {hint}"
+        )
+    names = _bare(found[usual[0]])
+    rivals = [name for name, value in found.items() if names & _bare(value)]
+    if len(rivals) > 1:
+        raise ComputationError(
+            f"{path} needs one set of weights, but has some under {_listed(rivals)}: choose by key"
+        )
+    return found[usual[0]]
+
+
+def _is_weights(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(type(k) is str and isinstance(v, Tensor) for k, v in content.items())
     )
+
+
+def _bare(weights: dict[str, Tensor]) -> set[str]:
+    return {name.removeprefix(PREFIX) for name in weights}
+
+
+def _listed(names: Any) -> str:
+    """Return the first names; what is no text is told by its kind, for its own can be endless."""
+    return ", ".join(plain(x) if type(x) is str else _a(x) for x in list(names)[:5])
+
+
+def _a(x: Any) -> str:
+    return f"a {type(x).__name__}"
+
+
+def _by_dots(tensors: dict[str, Tensor], path: Path, key: str | None) -> dict[str, Any]:
+    """Return the arrays of an HDF5 file as a state dict; where one is chosen, those of each group.
+
+    Raises:
+        ComputationError: If two get the same name, or if it is a run of ours.
+    """
+    if "end/theta" in tensors:
+        raise ComputationError(
+            f"{path} looks like a run of ours whose seal is missing or broken: it is damaged or "
+            "was opened for writing, so compute it again"
+        )
+    dotted = {name.replace("/", "."): value for name, value in tensors.items()}
+    if len(dotted) < len(tensors):
+        raise ComputationError(f"{path} needs one name for each array where / is read as a dot")
+    if key is None:
+        return dotted
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        group, _, rest = name.partition("/")
+        if rest:
+            groups.setdefault(group, {})[rest.replace("/", ".")] = value
+    return groups
 
 
 def _diagnosis(raw: bytes) -> str:
@@ -144,15 +286,4 @@ def _diagnosis(raw: bytes) -> str:
         return "is a Git LFS pointer, not the file itself"
     if raw.lstrip()[:1] == b"<":
         return "is no checkpoint (it looks like HTML)"
-    if raw[:2] == b"PK":
-        return "is a truncated checkpoint (no zip directory)"
-    return "is no checkpoint that torch.save wrote since torch 1.6"
-
-
-def _refused(error: Exception) -> str:
-    """Return the one word of torch's six lines that says what was refused."""
-    text = str(error)
-    for mark in ("GLOBAL ", "Unsupported global: GLOBAL ", "Unsupported operand ", "class "):
-        if mark in text:
-            return text.split(mark, 1)[1].split()[0]
-    return type(error).__name__
+    return "is no checkpoint that torch.save wrote since torch 1.6, nor safetensors or HDF5"

@@ -9,6 +9,7 @@ from typing import Any
 WIDTH = 100
 LARGE = 1000.0  # numbers above it are told by three significant digits
 SMALL = 0.2  # numbers all below it are told by two significant digits, not by two decimals
+LONGEST = 120  # letters of a foreign file that are told
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -77,3 +78,14 @@ def _digits(x: float, form: str) -> str:
     if abs(x) > LARGE:
         return f"{x:.3g}"
     return f"{x:.1g}" if x and not text.strip("-0.") else text
+
+
+def plain(text: object) -> str:
+    r"""Return text of a foreign file as a terminal may show it: one line, plain letters.
+
+    >>> plain("conv1.weight"), plain("\x1b[2J")
+    ('conv1.weight', '\\x1b[2J')
+    """
+    line = " ".join(str(text).split())
+    shown = "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in line)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."

@@ -13,8 +13,9 @@ import sharpness
 LAYERS = [
     {"errors", "bars", "heap", "disk", "signals"},
     {"records", "profiles"},
+    {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
-    {"batch_norm", "plane_plots"},
+    {"batch_norm", "plane_plots", "reading_torch", "reading_safetensors", "reading_hdf5"},
     {
         "data",
         "models",
@@ -43,12 +44,17 @@ LAYERS = [
 # These see results, never a model.
 LEAVES = {
     name: {"_version", "disk", "errors", "records", "results", "signals", "text"}
-    for name in ("reading", "store", "journal", "plane_plots")
+    for name in ("store", "journal", "plane_plots")
 }
+FORMATS = {"reading_torch", "reading_safetensors", "reading_hdf5"}
+LEAVES |= {name: {"errors", "text"} for name in FORMATS}
+LEAVES["reading"] = {"errors", "text"} | FORMATS
+LEAVES["reading_hdf5_child"] = set()
 LEAVES["plots"] = LEAVES["plane_plots"] | {"plane_plots"}
 # A package that is used here is used nowhere else.
 HOMES = {
-    "h5py": {"store", "reading"},
+    "h5py": {"store", "reading_hdf5_child"},
+    "safetensors": {"reading_safetensors"},
     "matplotlib": {"plots", "plane_plots"},
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
