@@ -78,10 +78,13 @@ def arrays(raw: bytes) -> dict[str, NDArray[Any]]:
     with h5py.File(BytesIO(raw), "r") as file:
         root = h5g.open(file.id, b"/")
         for place, dataset in _walk(root, "", {h5o.get_info(root).addr}):
-            left -= _claimed(dataset, place)
+            claimed = _claimed(dataset, place)
+            left -= claimed
             if left < 0:
                 raise RefusedError(f"{place!a} claims more than {TIMES} times what the file holds")
-            found[place] = dataset
+            # Nobody has written it: a dimension without values, as netCDF has them and our files.
+            if dataset.get_storage_size() or not claimed:
+                found[place] = dataset
         return {place: _read(dataset) for place, dataset in found.items()}
 
 
@@ -134,13 +137,13 @@ def _claimed(dataset: h5d.DatasetID, place: str) -> int:
         raise RefusedError(f"{place!a} is no array of real or whole numbers of 8 to 64 bits")
     if dataset.get_space().get_simple_extent_type() == h5s.NULL:
         raise RefusedError(f"{place!a} has no shape")
-    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
+    claimed, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.get_storage_size()
     if how.get_layout() == h5d.CHUNKED:
         pieces = [-(-n // m) for n, m in zip(dataset.shape, how.get_chunk(), strict=True)]
         whole = dataset.get_num_chunks() == math.prod(pieces)
     else:
-        whole = dataset.get_storage_size() == claimed
-    if not whole:
+        whole = stored == claimed
+    if stored and not whole:
         raise RefusedError(f"{place!a} is not stored whole: the rest would be made up")
     return claimed
 

@@ -21,7 +21,7 @@ from sharpness import reading
 from sharpness.errors import ComputationError, InputError
 from sharpness.models import MODELS
 from sharpness.problem import read
-from sharpness.reading import read_checkpoint, unprefixed
+from sharpness.reading import read_checkpoint, require_match, unprefixed
 from sharpness.store import load
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -190,6 +190,35 @@ def test_tensors_beside_the_weights_are_no_second_set(tmp_path: Path) -> None:
     assert same(read_checkpoint(tmp_path / "a.pt").weights, WEIGHTS)
 
 
+def test_weights_must_be_those_of_the_model() -> None:
+    wanted = {"w": torch.ones(2), "n": torch.tensor(3)}
+    require_match({"w": torch.zeros(2, dtype=torch.float16), "n": torch.tensor(4)}, wanted, "a.pt")
+    bad = [
+        ({"w": wanted["w"]}, "n is missing"),
+        ({}, "w and 1 more are missing"),
+        ({**wanted, "\x1b[2J": torch.ones(1)}, r"\\x1b\[2J is not in the model"),
+        ({**wanted, "w": torch.ones(2, 1)}, r"w is \(2, 1\), the model has \(2,\)"),
+        ({**wanted, "w": torch.ones(2).int()}, "kinds of the model: w is torch.int32"),
+        ({**wanted, "n": torch.tensor(3.0)}, "kinds of the model: n is torch.float32"),
+    ]
+    for weights, named in bad:
+        with pytest.raises(InputError, match=named):
+            require_match(weights, wanted, "a.pt")
+    # Also what the model's own dtype cannot hold.
+    big = {**wanted, "w": torch.tensor([1e300, 1.0], dtype=torch.float64)}
+    with pytest.raises(ComputationError, match="w holds 1 that are not"):
+        require_match(big, wanted, "a.pt")
+
+
+def test_only_a_first_part_that_all_names_have_is_left_out() -> None:
+    wanted = {"w": torch.ones(1), "b": torch.ones(1)}
+    for prefix in ("model.", "_orig_mod.", "module."):
+        weights = {prefix + name: x for name, x in wanted.items()}
+        assert same(unprefixed(weights, wanted), wanted)
+        for others in ({**weights, "w": torch.ones(1)}, {"other.c": torch.ones(1)}):
+            assert same(unprefixed(others, wanted), others)
+
+
 # ---- files that do harm ---------------------------------------------------------------------
 
 
@@ -273,6 +302,12 @@ def test_all_is_asked_of_bytes_that_are_read_once(
 
     monkeypatch.setattr(reading, "regular_bytes", exchanged)
     assert same(read_checkpoint(path).weights, WEIGHTS)
+
+
+def test_a_subclass_is_refused_also_where_torch_was_told_to_trust_it(tmp_path: Path) -> None:
+    make, _ = hostile.CHECKPOINTS["a tensor subclass"]
+    with torch.serialization.safe_globals([hostile.Weight]):
+        refused(tmp_path / "a.pt", make(), "plain tensors: w is a .*Weight")
 
 
 # ---- checksums ------------------------------------------------------------------------------
@@ -484,6 +519,18 @@ def test_the_command_line_chooses_weights_by_their_key(
 
 
 # ---- regular files --------------------------------------------------------------------------
+
+
+def test_a_file_that_may_not_be_read_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.pt").write_bytes(saved(WEIGHTS))
+    monkeypatch.setattr(os, "open", denied)  # root may read whatever its mode
+    with pytest.raises(InputError, match="readable: Permission denied"):
+        read_checkpoint(tmp_path / "a.pt")
 
 
 def test_a_file_beyond_the_cap_is_not_read(tmp_path: Path) -> None:
