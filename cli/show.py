@@ -80,7 +80,8 @@ def command(files: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def say(text: str) -> None:
     """Print a line on stdout; what goes wrong there is told with that name."""
     try:
-        click.echo(text)
+        # What a file says is text, and nothing that a terminal obeys.
+        click.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard output") from error
 

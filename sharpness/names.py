@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpness.errors import InputError
+from sharpness.text import plain
 
 GIVEN: set[str] = set()  # the module:function names that the person gave in this process
 
@@ -87,13 +88,14 @@ def require_given(key: str, value: Any, *, explicit: bool) -> None:
         return
     if value.startswith("object "):
         raise InputError(
-            f"the {key} of this run was an object in memory ({value[7:]}), which no file can keep: "
-            f"pass {key}="
+            f"the {key} of this run was an object in memory ({plain(value[7:])}), which no file "
+            f"can keep: pass {key}="
         )
     if ":" in value and value not in GIVEN:
         raise InputError(
-            f"the run's file names the {key} {value}, and importing it can run any code: give it "
-            f"yourself by --{key} or {key}=, or trust the file by --trust-spec or trust_spec=True"
+            f"the run's file names the {key} {plain(value)}, and importing it can run any code: "
+            f"give it yourself by --{key} or {key}=, or trust the file by --trust-spec or "
+            "trust_spec=True"
         )
 
 

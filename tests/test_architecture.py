@@ -11,10 +11,10 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap", "disk", "signals"},
+    {"errors", "bars", "heap", "disk", "signals", "text"},
     {"records", "profiles"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
-    {"results", "vectors", "distributed", "names", "text", "intervals", "gemm"},
+    {"results", "vectors", "distributed", "names", "intervals", "gemm"},
     {"batch_norm", "plane_plots", "reading_torch", "reading_safetensors", "reading_hdf5"},
     {
         "data",

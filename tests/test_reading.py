@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.models import MODELS
 from sharpness.problem import read
 from sharpness.reading import read_checkpoint, require_match, unprefixed
-from sharpness.store import load
+from sharpness.store import load, save
+from sharpness.training import TrainConfig, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile
@@ -491,6 +493,20 @@ def test_what_was_not_checked_for_damage_is_recorded_and_shown(
     Path("four.pt").write_bytes(saved({name: 2 * x for name, x in weights.items()}))
     assert ask("line", "one.safetensors", "four.pt", "--alphas=0:1:2", *NAMES)[0] == 0
     assert ask("show", "one-four.line.h5")[1].count("NOT checked for damage") == 1
+
+
+def test_what_a_file_says_moves_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train(TrainConfig(model_options={"widths": []}, updates=1))
+    record = {**run.spec["train"], "model": f"os:{hostile.ESCAPE}"}
+    save("a.h5", replace(run, spec={**run.spec, "train": record}))
+    for command in (("show", "a.h5"), ("show", "--json", "a.h5"), ("eigs", "a.h5")):
+        code, out, err = ask(*command)
+        assert code == 2 * (command[0] == "eigs")
+        assert r"\x1b[2J" in out + err or r"\u001b[2J" in out + err
+        assert (out + err).replace("\n", "").isprintable()
 
 
 def test_the_command_line_chooses_weights_by_their_key(
