@@ -462,6 +462,13 @@ def test_infinite_tolerances_let_nothing_pass() -> None:
         assert not checks.of_stored("x", stored, recomputed).agrees
 
 
+def test_a_loss_near_0_may_be_off_by_the_rounding_of_logits(run: Run) -> None:
+    f = sh.objective_of(run)  # in float32, whose precision at 10 is 1e-6
+    assert checks.of_loss("loss", 1e-8, 5e-7, f).agrees
+    assert not checks.of_loss("loss", 1e-8, 5e-6, f).agrees
+    assert not checks.of_sum("norm", 1e-8, 5e-7, f).agrees
+
+
 # ---- the command ---------------------------------------------------------------------------
 
 
