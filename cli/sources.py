@@ -50,10 +50,12 @@ def opened(path: str, options: dict[str, Any]) -> Source:
         raise InputError(f"{path} needs to be a file that is there: look at the name")
     if file.is_dir():
         raise InputError(f"{path} is a directory: give the file of a run or a checkpoint")
+    if not file.is_file():
+        raise InputError(f"{path} is no regular file: give the file of a run or a checkpoint")
     given = {key: options[key] for key in ("model", "data", "loss", *OF_CHECKPOINT)}
     given = {key: value for key, value in given.items() if value is not None}
     names = {key: given.get(key) for key in ("model", "data", "loss")}
-    seal = seal_of(file) if file.is_file() else None
+    seal = seal_of(file)
     missing = [f"--{key}" for key in ("model", "data", "loss") if key not in given]
     if seal is None and file.suffix == ".h5" and missing:
         raise ComputationError(
