@@ -5,6 +5,8 @@ rebuild what a crash between any two of them leaves behind.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,28 +22,21 @@ def append(descriptor: int, data: bytes, path: Path) -> None:
         OSError: If the disk does not take them; it names the path, as those of all calls here do.
     """
     left = memoryview(data)
-    while left:
-        try:
-            written = os.write(descriptor, left)
-        except OSError as error:
-            raise _named(error, path) from error
-        left = left[written:]
+    with naming(path):
+        while left:
+            left = left[os.write(descriptor, left) :]
 
 
 def sync(descriptor: int, path: Path) -> None:
     """Return when all that was written is on the disk; a failure is for good, never tried again."""
-    try:
+    with naming(path):
         os.fsync(descriptor)
-    except OSError as error:
-        raise _named(error, path) from error
 
 
 def cut(descriptor: int, size: int, path: Path) -> None:
     """Cut the file off behind its first ``size`` bytes."""
-    try:
+    with naming(path):
         os.ftruncate(descriptor, size)
-    except OSError as error:
-        raise _named(error, path) from error
 
 
 def link(source: Path, target: Path) -> None:
@@ -68,5 +63,10 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    return type(error)(error.errno, error.strerror, str(path))
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the disk refuses meanwhile name this path."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error

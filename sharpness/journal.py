@@ -88,10 +88,12 @@ class Journal(MutableMapping[str, Tensor]):
         self._descriptor = self._locked()
         self._size = size = os.fstat(self._descriptor).st_size
         try:
-            self._open(overwrite)
+            with disk.naming(self.path):
+                self._open(overwrite)
         except BaseException:
             if not size:
-                disk.remove(self.path)
+                with suppress(OSError):  # an empty file is in nobody's way
+                    disk.remove(self.path)
             os.close(self._descriptor)
             raise
         self._committed = time.monotonic()
@@ -102,12 +104,14 @@ class Journal(MutableMapping[str, Tensor]):
             head, body = self._waiting[key]
         else:
             at = self._index[key]
-            if _record_at(self._descriptor, at.begin, at.end) != at:
+            with disk.naming(self.path):
+                is_there = _record_at(self._descriptor, at.begin, at.end) == at
+                head, body = at.head, _read(self._descriptor, at.body, at.end)
+            if not is_there:
                 raise ComputationError(
                     f"{self.path} needs to stay as it was written, got another record for {key}: "
                     "run the same command again"
                 )
-            head, body = at.head, _read(self._descriptor, at.body, at.end)
         flat = torch.empty(len(body), dtype=torch.uint8)
         flat.numpy()[:] = memoryview(body)
         return flat.view(getattr(torch, head["dtype"])).reshape(head["shape"])
@@ -149,28 +153,24 @@ class Journal(MutableMapping[str, Tensor]):
     ) -> None:
         """Commit and close; an exception that passes by is told what is kept."""
         try:
-            self.commit()
-        except OSError as failure:
+            if error is None or not self._failed:
+                self.commit()
+        except BaseException as failure:  # of the disk, or a signal meanwhile
             error = failure
             raise
         finally:
-            if not (self._index or self._removed):
-                self.remove()
-            os.close(self._descriptor)
-            if error is not None and self._index:
-                count = len(self._index)
-                kept = f"{self.path} keeps {count:,} {'piece' if count == 1 else 'pieces'}"
-                stop = isinstance(error, Stopped | KeyboardInterrupt)
-                when = "" if stop else "when the cause is gone "
-                error.add_note(f"{kept}: {when}the same command again continues")
+            self._close(error)
 
     def commit(self) -> None:
         """Put on disk what waits.
 
         Raises:
-            OSError: If the disk does not take it. Nothing more is written then.
+            OSError: If the disk does not take it, and from then on: what a failed ``fsync`` has
+                lost, another one does not bring back.
         """
-        if not self._waiting or self._failed:
+        if self._failed:
+            raise OSError(None, "a write failed, and nothing was written since", str(self.path))
+        if not self._waiting:
             return
         with whole():
             self._failed = True  # unless all goes well
@@ -187,6 +187,19 @@ class Journal(MutableMapping[str, Tensor]):
         disk.remove(self.path)
         disk.sync_directory(self.path.parent)
         self._removed = True
+
+    def _close(self, error: BaseException | None) -> None:
+        try:
+            if not (self._index or self._removed):
+                self.remove()
+        finally:
+            os.close(self._descriptor)
+        if error is not None and self._index:
+            count = len(self._index)
+            kept = f"{self.path} keeps {count:,} {'piece' if count == 1 else 'pieces'}"
+            stop = isinstance(error, Stopped | KeyboardInterrupt)
+            when = "" if stop else "when the cause is gone "
+            error.add_note(f"{kept}: {when}the same command again continues")
 
     def _append(self, pieces: list[tuple[dict[str, Any], bytes]]) -> dict[str, _Record]:
         """Write records behind the others and sync; return those of pieces by key."""
@@ -230,7 +243,8 @@ class Journal(MutableMapping[str, Tensor]):
         """Read what is there, cut off a torn tail, and begin a new group."""
         records, is_damaged = _scanned(self._descriptor, self._size)
         begun = _read(self._descriptor, 0, min(len(MARKER), self._size))
-        if not (records or MARKER.startswith(begun)):
+        # A crash may leave a first group of zeros.
+        if not (records or MARKER.startswith(begun.rstrip(b"\0"))):
             raise InputError(f"{self.path} is no journal: remove it, or choose another output")
         spec = records[0].head.get("spec") if records else None
         if overwrite and (is_damaged or (records and spec != self.spec)):
@@ -255,6 +269,8 @@ class Journal(MutableMapping[str, Tensor]):
         self._group = records[-1].head["group"] + 1 if records else 0
         who = {"opened": {"process": os.getpid(), "host": gethostname()}}
         self._append([(who, b"")] if records else [({"spec": self.spec}, b""), (who, b"")])
+        if not records:
+            disk.sync_directory(self.path.parent)  # a file is on disk when its name is
 
     def _repair(self, records: list[_Record]) -> None:
         """Leave a journal of what is whole in place of a damaged one, and tell."""
@@ -267,6 +283,7 @@ class Journal(MutableMapping[str, Tensor]):
                 disk.append(descriptor, data, self.path)
             disk.sync(descriptor, self.path)
             disk.replace(repaired, self.path)
+            disk.sync_directory(self.path.parent)
         finally:
             os.close(descriptor)
             disk.remove(repaired)

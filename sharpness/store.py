@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import stat
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -126,6 +127,7 @@ def reuse(path: str | os.PathLike[str], request: Request, *, overwrite: bool = F
         raise
     asked = json.loads(json.dumps(request))
     if there == asked:
+        _clear(Path(path))
         return True
     if overwrite:
         return False
@@ -187,8 +189,8 @@ def write(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False)
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    _clear(target)
-    with whole():
+    with whole(), disk.naming(target):
+        _clear(target)
         disk.remove(partial)  # of an earlier process of this number
         try:
             descriptor = disk.create(partial)
@@ -211,7 +213,8 @@ def _clear(target: Path) -> None:
     for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):
         process = partial.name.rpartition(".")[2]
         if process.isdigit() and not _lives(int(process)):
-            disk.remove(partial)
+            with suppress(OSError):  # it is in nobody's way
+                disk.remove(partial)
 
 
 def _lives(process: int) -> bool:
