@@ -133,7 +133,7 @@ class Options(Kind):
             return value
         try:
             options = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             self.fail(f"needs a JSON object, got {value!r} ({error})", param, ctx)
         if not isinstance(options, dict):
             self.fail(f"needs a JSON object, got {value!r}", param, ctx)

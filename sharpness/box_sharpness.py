@@ -384,6 +384,12 @@ def _require(epsilon: float, starts: int, sign_starts: int, iterations: int, the
         raise InputError(
             f"epsilon_sharpness needs epsilon above 0 and finite, got {epsilon}: change it"
         )
+    largest = torch.finfo(theta.dtype).max ** 0.5
+    if epsilon > largest:
+        raise InputError(
+            f"epsilon_sharpness needs epsilon up to {largest:.1e} in {theta.dtype}, where its "
+            f"square overflows, got {epsilon:.1e}: lower it"
+        )
     finest = FEWEST_UNITS * torch.finfo(theta.dtype).eps
     if epsilon < finest:
         raise InputError(

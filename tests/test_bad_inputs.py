@@ -318,6 +318,7 @@ ROWS = [
             "compare": "RUN",
             "plot": "FILE",
             "show": "FILE",
+            "verify": "FILE",
             "train": "-o",
         },
     ),
@@ -376,6 +377,7 @@ ROWS = [
         | {
             "eigs sb.h5 --tol much": "needs a number, got 'much'",
             "eigs sb.h5 --memory nan": "got 'nan'",
+            "measure epsilon-sharpness sb.h5 --epsilon 1e308": "overflows",
         },
     ),
     Row(

@@ -472,6 +472,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*TRAIN, "--momentum=0.9"], 2, "momentum"),
     ([*TRAIN, "--model-options=3"], 2, "JSON"),
     ([*TRAIN, "--model-options={"], 2, "JSON"),
+    ([*TRAIN, f"--model-options={'[' * 30000}"], 2, "JSON"),
     ([*TRAIN, '--model-options={"widths": [-1]}'], 2, "widths"),
     ([*TRAIN, '--model-options={"widths": 5}'], 2, "mlp"),
     ([*TRAIN, '--model-options={"depth": 5}'], 2, "depth"),
