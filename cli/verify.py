@@ -52,7 +52,7 @@ def command(files: tuple[str, ...], as_json: bool, **options: Any) -> None:
             progress(done, len(files), Path(name).name)
     for entry in found:
         if entry.error is None and entry.kind is None and entry.path not in shelf.used:
-            entry.error = InputError("is no result of ours, and no other FILE came from it")
+            entry.error = _unused(entry.path)
     if as_json:
         say(json.dumps([entry.values() for entry in found]))
     else:
@@ -109,7 +109,7 @@ def _verified(path: Path, shelf: "_Shelf", options: dict[str, Any]) -> _Entry:
     from sharpness.verification import verify
 
     entry = _Entry(path)
-    if path.is_file() and path.suffix != ".h5" and shelf.seal(path) is None:
+    if path.is_file() and shelf.seal(path) is None:
         return entry
     given = {key: options[key] for key in ("model", "data", "loss")}
     trusted = options["trust_spec"]
@@ -129,6 +129,16 @@ def _verified(path: Path, shelf: "_Shelf", options: dict[str, Any]) -> _Entry:
     if then != now:
         entry.found.notes.append(f"computed by torch {then}, recomputed by {now}")
     return entry
+
+
+def _unused(path: Path) -> InputError | ComputationError:
+    """Return the error of a file without a seal that nothing came from."""
+    if path.suffix == ".h5":
+        return ComputationError(
+            "has no seal, and no other FILE came from it: if it was a result, it is damaged or was "
+            "opened for writing, so compute it again"
+        )
+    return InputError("is no result of ours, and no other FILE came from it")
 
 
 def _runs(
@@ -195,6 +205,7 @@ def _checkpoint(
         **names_of(made, given, trust_spec=trusted),
         **{k: made[k] for k in ("model_options", "train_examples", "label_noise", "split_seed")},
         dtype=made["dtype"] if own else None,
+        key=own[0]["checkpoint"].get("key") if own else None,
     )
 
 
@@ -231,7 +242,7 @@ class _Shelf:
 
     def _sha256(self, path: Path) -> str | None:
         """Return the SHA-256 of a file that is none of ours."""
-        if self.seal(path) is not None or path.suffix == ".h5" or not os.access(path, os.R_OK):
+        if self.seal(path) is not None or not os.access(path, os.R_OK):
             return None
         if path not in self.digests:
             with open(path, "rb") as file:
