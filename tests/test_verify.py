@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
@@ -689,6 +690,25 @@ def test_what_came_from_a_checkpoint_verifies_with_the_checkpoint(nets: Path, as
     names_of = {"model": "nets:build", "data": "nets:digits", "loss": "cross_entropy"}
     sh.save("mine.h5", sh.read("mine.pt", **names_of))
     assert ask("verify", "mine.h5")[1] == "mine.h5: sealed; no number in it can be recomputed\n"
+    forget()
+
+
+def test_a_checkpoint_in_hdf5_is_found_and_a_result_without_its_seal_is_damaged(
+    nets: Path, ask: Ask
+) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.Tanh(), torch.nn.Linear(4, 10))
+    with h5py.File("mine.h5", "w") as file:
+        for name, tensor in net.state_dict().items():
+            file[name] = tensor.numpy()
+    assert ask("eigs", "mine.h5", "-k1", *BROUGHT)[0] == 0
+    code, out, _ = ask("verify", "mine.h5", "mine.eigs.h5", *BROUGHT)
+    assert code == 0
+    assert out.startswith("mine.h5: a checkpoint, which others came from")
+    raw = Path("mine.eigs.h5").read_bytes()
+    Path("cut.h5").write_bytes(raw[:-1])
+    code, out, _ = ask("verify", "cut.h5")
+    assert code == 1
+    assert "cut.h5: has no seal" in out
     forget()
 
 
