@@ -39,6 +39,18 @@ def test_every_block_of_a_page_is_found(page: Path) -> None:
     assert 2 * len(load(ROOT / "tests" / "page.py").blocks(page)) == text.count("```")
 
 
+def test_every_promise_names_tests_that_are_there() -> None:
+    page = (DOCS / "promises.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("| ") and "shown by" not in row]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert f"\ndef {test}(" in text, f"{file}::{test}"
+
+
 def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\.\. auto\w+:: sharpness\.(\w+)$", page, re.MULTILINE)
