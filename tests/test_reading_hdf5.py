@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import runpy
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -114,6 +116,13 @@ def test_two_names_that_are_one_with_dots_are_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a.h5")
 
 
+def test_a_run_of_ours_without_its_seal_is_no_checkpoint(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["end/theta"] = np.ones(3)
+    with pytest.raises(ComputationError, match="run of ours whose seal is missing or broken"):
+        read_checkpoint(tmp_path / "a.h5")
+
+
 def test_the_command_line_takes_an_hdf5_file_of_others_for_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
@@ -195,6 +204,18 @@ def test_the_child_says_its_arrays_and_their_bytes(monkeypatch: pytest.MonkeyPat
     assert ["a", "f8", [5]] in arrays
     assert ["empty", "f8", [0, 3]] in arrays
     assert len(data) == sum(int(kind[1:]) * int(np.prod(shape)) for _, kind, shape in arrays)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_child_is_a_program_from_stdin_to_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = hostile.hdf5(lambda file: file.create_dataset("nobody wrote it", (3,), "f4"))
+    target = BytesIO()
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: None)
+    monkeypatch.setattr(child.h5pl, "size", lambda: 0)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(raw)))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=target))
+    runpy.run_module("sharpness.reading_hdf5_child", run_name="__main__")
+    assert target.getvalue() == b'{"arrays": [["a", "f8", [5]]]}\n' + np.arange(5.0).tobytes()
 
 
 def test_the_limits_are_given_up_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
