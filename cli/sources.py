@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,16 +187,18 @@ def answer(
         account: Called at last, to tell what was spent.
         journaled: Keep the pieces beside the output until it is there.
     """
-    from sharpness.store import load, reuse, save
+    from sharpness.store import save
 
     require_place(path)
-    if reuse(path, asked, overwrite=options["overwrite"]):
-        report(load(path), as_json=options["as_json"])
-        note(f"already done: {path}")
+    if _is_done(path, asked, options):
+        if journaled and part_of(path).exists():  # a kill came between the result and its removal
+            _forget(path, asked, options)
         return
     begun = time.monotonic()
     none: dict[str, Tensor] = {}
     with _journal(path, asked, options) if journaled else nullcontext(none) as pieces:
+        if journaled and _is_done(path, asked, options):  # by another process, a moment ago
+            return
         if pieces:
             note(f"continuing from the {len(pieces):,} pieces in {part_of(path)}")
         with (
@@ -213,6 +215,26 @@ def answer(
     note(f"wrote {path}")
     if account:
         account()
+
+
+def _is_done(path: Path, asked: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Say whether the output answers the request, and print it then."""
+    from sharpness.store import load, reuse
+
+    if not reuse(path, asked, overwrite=options["overwrite"]):
+        return False
+    report(load(path), as_json=options["as_json"])
+    note(f"already done: {path}")
+    return True
+
+
+def _forget(path: Path, asked: dict[str, Any], options: dict[str, Any]) -> None:
+    """Remove the pieces of an output that is there, unless they are another computation's."""
+    with (
+        suppress(InputError, ComputationError, OSError),
+        _journal(path, asked, {**options, "overwrite": False}) as pieces,
+    ):
+        pieces.remove()
 
 
 def _journal(path: Path, asked: dict[str, Any], options: dict[str, Any]) -> Journal:
