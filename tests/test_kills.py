@@ -271,6 +271,31 @@ def test_a_thousand_kills_lose_nothing(
     assert (kills, losses, same) == (count, 0, ends)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plane", "train"])
+def test_a_kill_costs_some_seconds_of_work_at_the_real_intervals(
+    name: str, forks: Forks, made: Path, tmp_path: Path
+) -> None:
+    long = {
+        "plane": Command([*PLANE, "--alphas=-1:1:101"], needs=["sb.h5"]),
+        "train": Command([*TRAIN, "--updates", "20000", "-o", "out.h5"], kept="update"),
+    }[name]
+    folder = fresh(tmp_path, long, made)
+    process = forks.start(folder, long.args, tuned={})
+    while not kept(folder, long):
+        time.sleep(0.1)
+    before = kept(folder, long)
+    os.kill(process, signal.SIGKILL)
+    assert forks.wait(process)[0] == -signal.SIGKILL
+    code, _, err = forks.run(folder, long.args, tuned={})
+    assert code == 0, err
+    assert lost(before, folder, long, err) == 0
+    assert "continuing from" in err
+    again = fresh(tmp_path, long, made)
+    assert forks.run(again, long.args, tuned={})[0] == 0
+    assert files(folder) == files(again)
+
+
 # Signals
 
 SIGNALS = {
