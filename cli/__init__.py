@@ -37,6 +37,7 @@ COMMANDS = {
     "run": ("run", "Recipes: whole experiments with a verdict."),
 }
 LONGEST = 200  # characters of the line that tells an error
+PATH = 40  # of the end of a path that is shortened for it
 CONTINUES = "the same command again continues from the files that are whole"
 STARTS = "no file was left half-written, the same command again starts its work over"
 
@@ -171,7 +172,9 @@ def _errno(error: Exception) -> int | None:
 
 def _failed(text: str, code: int) -> int:
     line = f"sharpness: error: {printable(' '.join(text.split()))}"
-    if len(line) > LONGEST:  # its end has the remedy
+    if len(line) > LONGEST:  # the name of a file says more than where it is
+        line = " ".join(f"...{x[-PATH:]}" if os.sep in x[:-PATH] else x for x in line.split(" "))
+    if len(line) > LONGEST:  # and the end has the remedy
         line = f"{line[: LONGEST // 2 - 5]} ... {line[-LONGEST // 2 :]}"
     click.echo(line, err=True)
     return code

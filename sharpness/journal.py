@@ -83,6 +83,7 @@ class Journal(MutableMapping[str, Tensor]):
         self.path, self.spec = Path(path), json.loads(json.dumps(spec))
         self._index: dict[str, _Record] = {}  # of what is on disk
         self._waiting: dict[str, tuple[dict[str, Any], bytes]] = {}  # and of what is not yet
+        self._full = 0  # bytes of them
         self._group = 0  # of the next records
         self._failed = self._removed = False
         self._descriptor = self._locked()
@@ -124,13 +125,17 @@ class Journal(MutableMapping[str, Tensor]):
         flat = value.detach().cpu().reshape(-1)
         head = {"key": key, "dtype": dtype, "shape": list(value.shape)}
         self._waiting[key] = head, flat.view(torch.uint8).numpy().tobytes()
-        full = sum(len(body) for _, body in self._waiting.values()) >= FULL
-        if full or time.monotonic() - self._committed >= EVERY:
+        self._full += flat.nbytes
+        if self._full >= FULL or time.monotonic() - self._committed >= EVERY:
             self.commit()
 
     def __delitem__(self, key: str) -> None:
         """Refuse."""
         raise InputError(f"a journal keeps its pieces, got the removal of {key}: leave it there")
+
+    def __contains__(self, key: object) -> bool:
+        """Say whether there is a piece of this name, without reading it."""
+        return key in self._index or key in self._waiting
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names in the order in which the pieces came."""
@@ -179,6 +184,7 @@ class Journal(MutableMapping[str, Tensor]):
             for key, record in self._append(list(self._waiting.values())).items():
                 self._index[key] = record
             self._waiting.clear()
+            self._full = 0
             self._failed, self._committed = False, time.monotonic()
 
     def remove(self) -> None:

@@ -1475,6 +1475,18 @@ def test_what_a_name_holds_reaches_no_terminal_as_a_command(here: Path, ask: Ask
     assert "a\\x1b[2J\\x07.h5" in told(err)
 
 
+def test_a_line_that_is_too_long_is_told_with_the_ends_of_its_paths(here: Path, ask: Ask) -> None:
+    folder = here / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    shutil.copy("sb.h5", folder / "sb.h5")
+    for seed, wanted in ((0, 0), (1, 2)):
+        code, _, err = ask("eigs", folder / "sb.h5", "-k1", "-q", f"--seed={seed}")
+        assert code == wanted
+    line = told(err)
+    assert line.startswith("...bbb")
+    assert "sb.eigs.h5 holds the answer to another request (seed 0 there, 1 asked for)" in line
+
+
 def test_a_line_that_is_too_long_keeps_its_beginning_and_its_end(here: Path, ask: Ask) -> None:
     code, _, err = ask("show", f"{'a' * 200}.h5")
     assert code == 2
