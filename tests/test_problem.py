@@ -564,7 +564,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_tensor(
 
 def test_a_complex_counter_is_refused(tmp_path: Path) -> None:
     weights = {**norm_net().state_dict(), "1.num_batches_tracked": torch.tensor(1j)}
-    with pytest.raises(InputError, match=r"1.num_batches_tracked is torch.complex64"):
+    with pytest.raises(ComputationError, match=r"1.num_batches_tracked is torch.complex64"):
         checkpoint(weights, tmp_path)
 
 
