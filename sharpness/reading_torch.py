@@ -9,8 +9,10 @@ so that nothing is unpacked, hidden or told twice.
 """
 
 import pickle
+import pickletools
 import warnings
 import zipfile
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,18 @@ from sharpness.errors import ComputationError
 from sharpness.text import plain
 
 MAGIC = b"PK\3\4"  # torch.load takes other beginnings for older formats, without checksums
+STEPS = 2**20  # to hash a tuple; those of torch.save have some ten entries
+# Operations of a pickle by what they do to its stack. All others push one value.
+GETS = ("GET", "BINGET", "LONG_BINGET")
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+IDLE = ("PROTO", "FRAME", "STOP")
+POPS = {
+    **dict.fromkeys(("POP", "APPEND", "BUILD", "BINPERSID", "TUPLE1"), 1),
+    **dict.fromkeys(("SETITEM", "REDUCE", "NEWOBJ", "STACK_GLOBAL", "TUPLE2"), 2),
+    "TUPLE3": 3,
+}
+TO_MARK = ("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS", "POP_MARK")
+CONSUMING = ("POP", "APPEND", "BUILD", "SETITEM", "APPENDS", "SETITEMS", "POP_MARK")
 MEMBERS = 100_000  # one for each storage; the largest networks have thousands
 
 Stored = dict[int, torch.UntypedStorage]  # by address; kept, so that none is given away again
@@ -72,7 +86,10 @@ def _copied(raw: bytes, path: Path) -> tuple[BytesIO, str]:
             for member in members:
                 if checksum == "none":
                     member.CRC = None  # as zipfile itself marks what it cannot check
-                target.writestr(member.filename, archive.read(member))
+                data = archive.read(member)
+                if member.filename.endswith("/data.pkl"):
+                    _require_light(data, path)
+                target.writestr(member.filename, data)
     except ComputationError:
         raise
     except Exception as error:
@@ -97,6 +114,50 @@ def _require_plain(members: list[zipfile.ZipInfo], size: int, path: Path) -> Non
         problem = "has members that claim more than the file"
     if problem:
         raise ComputationError(f"{path} is no honest file: it {problem}")
+
+
+def _require_light(code: bytes, path: Path) -> None:
+    """Refuse a pickle with a tuple that has the same tuples in it over and over.
+
+    A key of n levels, each twice the one before, takes 2^n steps to hash, within one call that
+    nothing interrupts. So the pickle is first run with the steps for the values.
+    """
+    with suppress(LookupError, ValueError, TypeError):  # what is no pickle is torch's to refuse
+        if _heaviest(code) > STEPS:
+            raise ComputationError(
+                f"{path} is no honest file: it has tuples in tuples, as torch.save writes none"
+            )
+
+
+def _heaviest(code: bytes) -> int:
+    """Return how many steps the hash of the largest tuple takes, or more than allowed."""
+    stack: list[int | None] = []  # steps to hash each value; None is a mark
+    memo: dict[int, int | None] = {}
+    heaviest = 1
+    operations: Any = pickletools.genops(code)
+    for operation, value, _ in operations:
+        name = operation.name
+        if name in GETS:
+            stack.append(memo[int(value)])
+        elif name in PUTS:
+            memo[len(memo) if name == "MEMOIZE" else int(value)] = stack[-1]
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            stack.append(None)
+        elif name not in IDLE:
+            begin = len(stack) - POPS.get(name, 0)
+            if name in TO_MARK:
+                begin = len(stack) - 1 - stack[::-1].index(None)
+            taken = [x for x in stack[begin:] if x is not None]
+            del stack[begin:]
+            if name not in CONSUMING:
+                whole = name.startswith("TUPLE") or name in ("REDUCE", "NEWOBJ")
+                stack.append(1 + sum(taken) if whole else 1)
+                heaviest = max(heaviest, 1 + sum(taken) if whole else 1)
+                if heaviest > STEPS:
+                    break
+    return heaviest
 
 
 def _refused(error: Exception) -> str:

@@ -70,6 +70,14 @@ def with_pickle(code: bytes) -> bytes:
 STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX%b\0\0\0%bX\3\0\0\0cpu%bt"
 
 
+def nested_twice(depth: int) -> bytes:
+    """Return a pickle of a dict whose key is a tuple of twice a tuple of twice a tuple ..."""
+    code = b"\x80\2}K\1\x85q\0"
+    for i in range(depth):
+        code += b"h%c\x86q%c" % (i, i + 1)  # what is on the stack, and that again
+    return code + b"K\1s."
+
+
 def rebuilt(
     offset: bytes, size: bytes, stride: bytes, *, key: bytes = b"0", n: bytes = b"K\6"
 ) -> bytes:
@@ -224,6 +232,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a storage by a path": (
         lambda: rebuilt(b"K\0", b"K\6\x85", b"K\1\x85", key=b"../../../etc/passwd"),
         "torch can load",
+    ),
+    "a key of 60 doubled tuples": (lambda: with_pickle(nested_twice(60)), "tuples in tuples"),
+    "a key of 60 tuples of copies": (
+        lambda: with_pickle(b"\x80\2}" + b"K\1\x85" + 60 * b"2\x86" + b"K\1s."),
+        "tuples in tuples",
     ),
     "dicts 10,000 deep": (lambda: deep(10_000), "needs a state dict"),
     "a dict in itself": (

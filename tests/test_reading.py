@@ -187,6 +187,17 @@ def test_a_key_chooses_among_several_sets_of_weights(tmp_path: Path) -> None:
         read_checkpoint(path, key="weight")
 
 
+def test_a_tuple_that_many_groups_of_an_optimizer_share_is_no_bomb(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(60)))
+    groups = [{"params": [p]} for p in model.parameters()]  # all have the betas of the defaults
+    optimizer = torch.optim.AdamW(groups)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    (tmp_path / "a.pt").write_bytes(saved(content))
+    assert same(read_checkpoint(tmp_path / "a.pt").weights, model.state_dict())
+
+
 def test_tensors_beside_the_weights_are_no_second_set(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(saved({"model": WEIGHTS, "rng": {"cpu": torch.ones(3)}}))
     assert same(read_checkpoint(tmp_path / "a.pt").weights, WEIGHTS)
