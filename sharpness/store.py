@@ -219,7 +219,7 @@ def _clear(target: Path) -> None:
 
 def _lives(process: int) -> bool:
     if os.name != "posix":
-        return True  # elsewhere there is no harmless signal to ask by
+        return True  # pragma: no cover - elsewhere there is no harmless signal to ask by
     try:
         os.kill(process, 0)
     except ProcessLookupError:
