@@ -379,3 +379,20 @@ def test_a_search_continues_from_its_products(tmp_path: Path) -> None:
     assert spent == whole.products
     assert torch.equal(got.values, wanted.values)
     assert torch.equal(got.vectors, wanted.vectors)
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_an_error(three: tuple[Path, list[int]]) -> None:
+    path, begins = three
+    with Journal(path, SPEC) as pieces:
+        os.truncate(path, begins[0] + 60)
+        with pytest.raises(ComputationError, match="needs to stay as it was written"):
+            pieces["0 0"]
+
+
+def test_a_journal_is_opened_once_in_a_process_too(three: tuple[Path, list[int]]) -> None:
+    path, _ = three
+    with (
+        Journal(path, SPEC),
+        pytest.raises(ComputationError, match=f"is being written by process {os.getpid()} on "),
+    ):
+        Journal(path, SPEC)
