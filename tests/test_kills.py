@@ -319,7 +319,9 @@ def stop(
     command = COMMANDS[name]
     process = forks.start(folder, command.args)
     part = folder / f"{command.output}.part"
+    begun = time.monotonic()
     while not (part.exists() or (folder / command.output).exists()):
+        assert time.monotonic() - begun < 60, forks.wait(process)  # it has failed
         time.sleep(0.005)
     time.sleep(moment)
     for number in sent:
