@@ -1,8 +1,8 @@
 """``sharpness train``: the options are the fields of ``TrainConfig``."""
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import click
 
 from sharpness.bars import Progress
 from sharpness.disk import remove
+from sharpness.errors import ComputationError, InputError
 from sharpness.journal import part_of
 from sharpness.names import source_digest
 from sharpness.results import Run
@@ -104,20 +105,29 @@ def command(output: str, **options: Any) -> None:
         begun = load_as(part, Run) if goes_on else None
         if begun:
             note(f"continuing from update {begun.updates:,} in {part}")
-        try:
-            return train(
-                config,
-                begun=begun,
-                keep=lambda run: save(part, run, request=kept, overwrite=True),
-                progress=progress,
-            )
-        except BaseException as error:
-            if part.exists():
-                updates = load_as(part, Run).updates
-                error.add_note(
-                    f"{part} keeps {updates:,} updates: the same command again continues"
-                )
-            raise
+        else:
+            remove(part)  # of another request, which is overwritten
+        return train(
+            config,
+            begun=begun,
+            keep=lambda run: save(part, run, request=kept, overwrite=True),
+            progress=progress,
+        )
 
-    answer(path, asked, options, compute, label="train", unit="updates")
-    remove(part)
+    with _telling(part):
+        answer(path, asked, options, compute, label="train", unit="updates")
+        remove(part)
+
+
+@contextmanager
+def _telling(part: Path) -> Iterator[None]:
+    """Tell what is kept with the exception that ends the command."""
+    try:
+        yield
+    except InputError:
+        raise  # the request is another, or cannot be met
+    except BaseException as error:
+        with suppress(InputError, ComputationError, OSError):
+            updates = load_as(part, Run).updates
+            error.add_note(f"{part} keeps {updates:,} updates: the same command again continues")
+        raise
