@@ -39,7 +39,7 @@ COMMANDS = {
 LONGEST = 200  # characters of the line that tells an error
 PATH = 40  # of the end of a path that is shortened for it
 CONTINUES = "the same command again continues from the files that are whole"
-STARTS = "no file was left half-written, the same command again starts its work over"
+KEPT = "no file was left half-written, the same command again continues from what is kept, if any"
 
 
 class Commands(click.Group):
@@ -129,7 +129,7 @@ def _run(args: list[str]) -> int:
         return 2
     except (Stopped, click.Abort, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        kept = _notes(stopped) or (CONTINUES if args[:1] == ["run"] else STARTS)
+        kept = _notes(stopped) or (CONTINUES if args[:1] == ["run"] else KEPT)
         return _failed(f"interrupted: {kept}", 128 + number)
     except Exception as error:
         if "--debug" in args:
