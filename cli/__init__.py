@@ -113,8 +113,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 a wrong request, 1 a failure, 128 + n after a signal."""
     given = list(sys.argv[1:] if args is None else args)
     # click answers a KeyboardInterrupt with an empty line of its own.
-    with answered(), logs_of_one_command():
-        code = _run(given)
+    try:
+        with answered(), logs_of_one_command():
+            code = _run(given)
+    except Stopped as late:  # a second signal, while the first was told
+        code = 128 + late.number
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ import torch
 from sharpness.cli import eigs, sources
 from torch import Tensor, nn
 
-from sharpness import journal, training
+from sharpness import cli as sharpness_cli, journal, training
 from sharpness.errors import InputError
 from sharpness.results import Run
 from sharpness.signals import Stopped, answered
@@ -440,3 +440,21 @@ def test_memory_that_runs_out_after_the_first_piece_ends_the_command(
     status, _, err = ask(*command)
     assert status == 1
     assert "keeps 4 pieces: when the cause is gone the same command again continues" in err
+
+
+def test_a_second_signal_while_the_first_is_told_ends_the_command_with_its_code(
+    here: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = sharpness_cli._failed
+
+    def interrupted_too(text: str, code: int) -> int:
+        found = told(text, code)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(sharpness_cli, "_failed", interrupted_too)
+    stopping(monkeypatch, 7)
+    status, _, err = ask(*PLANE)
+    assert status == 130
+    assert len(err.splitlines()) == 1
+    assert "keeps 7 pieces: the same command again continues" in err
