@@ -368,7 +368,7 @@ def test_a_signal_ends_a_command_in_one_line_and_the_next_start_continues(
 def test_a_hundred_signals_lose_nothing(
     forks: Forks, made: Path, whole: dict[str, Whole], tmp_path: Path
 ) -> None:
-    found = stopped(10, forks, made, whole, tmp_path)
+    found = stopped(16, forks, made, whole, tmp_path)  # some come after the end
     print(f"stopped by {found}, all the same bytes then")
     assert sum(found.values()) >= 100
 
