@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sharpness.curvature import Curvature, Operator
 from sharpness.errors import InputError
-from sharpness.probes import PROBES, require_symmetric
+from sharpness.probes import PROBES, Counted
 from sharpness.rayleigh_ritz import Basis, Key, inner
 from sharpness.results import Eigenpairs
 from sharpness.vectors import gaussian
@@ -134,7 +134,7 @@ def eigsh(
     )
     Q = torch.empty(m, n, dtype=dtype, device=device or A.device)
     noise = (gaussian(n, seed, i, like=Q) for i in count())
-    counted = _Counted(A, pieces, seed)
+    counted = Counted(A, pieces, seed)
     basis = Basis(Q, counted.row, noise, WHICH[which], stored=stored)
     search = _Search(basis, counted, k, tol, budget)
     search.run(next(noise) if v0 is None else v0, progress)
@@ -194,42 +194,10 @@ def _sizes(n: int, k: int, m: int | None, room: int) -> tuple[int, bool]:
     return min(wanted, room), 2 * min(wanted, room) <= room
 
 
-class _Counted:
-    """A as an operator that counts and numbers its products; a first one is probed.
-
-    The i-th product is taken from or put into ``pieces``.
-    """
-
-    def __init__(self, A: Operator, pieces: MutableMapping[str, Tensor] | None, seed: int) -> None:
-        self.A, self.pieces, self.seed = A, pieces, seed
-        self.size, self.dtype, self.device, self.spec = A.size, A.dtype, A.device, A.spec
-        self.spent = self.probes = 0
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """Return the product with v, shape (n,)."""
-        name = f"product {self.spent}"
-        self.spent += 1
-        if self.pieces is None:
-            return self.A @ v
-        if name not in self.pieces:
-            self.pieces[name] = self.A @ v
-        return self.pieces[name].to(v)
-
-    def row(self, q: Tensor) -> Tensor:
-        """Return the product with a row of the basis, which may be elsewhere than A."""
-        v = q.to(self.device, self.dtype)
-        w = self @ v
-        # Differences of gradients are no linear map across kinks: their error is told instead.
-        is_map = getattr(self.A, "error", None) is None
-        if self.spent == 1 and is_map and torch.isfinite(w).all():
-            self.probes = require_symmetric(self, self.seed, known=(v, w))
-        return w.to(q)
-
-
 class _Search:
     """The state of a search for k pairs, and of the check that none was missed."""
 
-    def __init__(self, basis: Basis, counted: _Counted, k: int, tol: float, budget: int) -> None:
+    def __init__(self, basis: Basis, counted: Counted, k: int, tol: float, budget: int) -> None:
         self.basis, self.counted, self.k, self.tol = basis, counted, k, tol
         # True residuals cost k products in the end where those of the rows are not at hand.
         self.budget = budget - (0 if basis.P is not None else k)

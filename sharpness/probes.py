@@ -1,5 +1,7 @@
 """A check of what every algorithm on an Operator takes for granted."""
 
+from collections.abc import MutableMapping
+
 import torch
 from torch import Tensor
 
@@ -77,3 +79,35 @@ def require_symmetric(
                 f"their norm: {CAUSES[name]}"
             )
     return PROBES + (known is None)
+
+
+class Counted:
+    """A as an operator that counts and numbers its products; a first one is probed.
+
+    The i-th product is taken from or put into ``pieces``.
+    """
+
+    def __init__(self, A: Operator, pieces: MutableMapping[str, Tensor] | None, seed: int) -> None:
+        self.A, self.pieces, self.seed = A, pieces, seed
+        self.size, self.dtype, self.device, self.spec = A.size, A.dtype, A.device, A.spec
+        self.spent = self.probes = 0
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with v, shape (n,)."""
+        name = f"product {self.spent}"
+        self.spent += 1
+        if self.pieces is None:
+            return self.A @ v
+        if name not in self.pieces:
+            self.pieces[name] = self.A @ v
+        return self.pieces[name].to(v)
+
+    def row(self, q: Tensor) -> Tensor:
+        """Return the product with a row of the basis, which may be elsewhere than A."""
+        v = q.to(self.device, self.dtype)
+        w = self @ v
+        # Differences of gradients are no linear map across kinks: their error is told instead.
+        is_map = getattr(self.A, "error", None) is None
+        if self.spent == 1 and is_map and torch.isfinite(w).all():
+            self.probes = require_symmetric(self, self.seed, known=(v, w))
+        return w.to(q)

@@ -7,14 +7,16 @@ options.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sharpness import profiles
+from sharpness import densities, profiles
 from sharpness.errors import InputError
+from sharpness.intervals import t_interval
 from sharpness.records import Record, Shown, library
 
 FEW = 5  # directions that are told one by one
@@ -483,6 +485,164 @@ def _in_rows(alphas: Tensor, betas: Tensor, values: dict[str, Tensor]) -> Any:
     return library("pandas").DataFrame(
         {name: column.flatten().cpu().numpy() for name, column in columns.items()}
     )
+
+
+@dataclass(frozen=True, repr=False)
+class Density(Record):
+    """Quadrature nodes and weights of the spectrum of a symmetric operator, from random probes.
+
+    A sum of f(lambda) over all n eigenvalues is, by each probe, (n - d) sum_j weights[i, j]
+    f(nodes[i, j]), and the known eigenvalues beside. What is drawn or told of it comes with the
+    interval over the probes, and costs no product.
+
+    >>> import torch
+    >>> from sharpness.curvature import Dense
+    >>> from sharpness.spectrum import density
+    >>> found = density(Dense(torch.eye(4)), probes=3)
+    >>> found.moment(1)  # mean, low, high
+    (1.0, 1.0, 1.0)
+    """
+
+    rows: ClassVar[str] = "probe"
+    nodes: Annotated[Tensor, "probe", "step"]  # (s, m)  ascending; NaN where a probe needed fewer
+    weights: Annotated[Tensor, "probe", "step"]  # (s, m)  they sum to 1 over the steps
+    known: Annotated[Tensor, "pair"]  # (d,)  eigenvalues that were left out and count exactly
+    size: int  # n, of the operator
+    products: int  # operator-vector products
+    check_products: int  # others, to probe the operator
+    spec: dict[str, Any]
+
+    def sum_of(self, f: Callable[[Tensor], Tensor]) -> densities.Interval:
+        """Return the sum of f over all eigenvalues: mean, low and high of the 95 % interval.
+
+        The bounds are NaN, unknown, with one probe. The interval is that over the probes. That m
+        steps know f well is another matter: they do for polynomials up to degree 2m - 1, and the
+        better the smoother f is where there are eigenvalues.
+        """
+        parts = self.nodes, self.weights, self.known, self.size
+        return t_interval(densities.sums(*parts, f))
+
+    def _mean_of(self, f: Callable[[Tensor], Tensor]) -> densities.Interval:
+        mean, low, high = self.sum_of(f)
+        return mean / self.size, low / self.size, high / self.size
+
+    def moment(self, k: int) -> densities.Interval:
+        """Return the mean of lambda^k over all eigenvalues: mean, low, high."""
+        return self._mean_of(lambda x: x**k)
+
+    def mass(self, low: float, high: float) -> densities.Interval:
+        """Return the share of eigenvalues in [low, high]: mean, low, high, within 0 and 1."""
+        found = self._mean_of(lambda x: ((x >= low) & (x <= high)).to(x))
+        return found[0], max(found[1], 0.0), min(found[2], 1.0)
+
+    @property
+    def negative_mass(self) -> densities.Interval:
+        """The share of eigenvalues below 0, by more than rounding: mean, low, high."""
+        scale = float(torch.cat([self.nodes.flatten(), self.known]).nan_to_num().abs().max())
+        rounding = self._rounding * scale
+        return self.mass(-math.inf, -max(rounding, math.ulp(0.0)))
+
+    @property
+    def _rounding(self) -> float:
+        """The share of the largest node within which nodes are zero to rounding."""
+        single = "float32" in str(self.spec.get("operator", {}))
+        return self.size**0.5 * torch.finfo(torch.float32 if single else torch.float64).eps
+
+    def log_determinant(self, c: float) -> densities.Interval:
+        """Return log det(A + c I), a sum over all eigenvalues: mean, low, high.
+
+        Raises:
+            InputError: If a node is at or below -c.
+        """
+        least = float(torch.cat([self.nodes[~self.nodes.isnan()], self.known]).min())
+        if not least + c > 0:
+            raise InputError(
+                f"a log-determinant needs A + c I above 0, got c={c:g} and an eigenvalue of "
+                f"{least:.3g}: raise c"
+            )
+        return self.sum_of(lambda x: torch.log(x + c))
+
+    def effective_dimension(self, c: float) -> densities.Interval:
+        """Return the sum of lambda / (lambda + c) over all eigenvalues above 0: mean, low, high.
+
+        Raises:
+            InputError: If c is not above 0.
+        """
+        if not c > 0:
+            raise InputError(f"an effective dimension needs c above 0, got {c:g}: raise it")
+        return self.sum_of(lambda x: x.clamp(min=0) / (x.clamp(min=0) + c))
+
+    def on(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the density on a grid, (p,) each: mean, low and high over the probes.
+
+        Args:
+            grid: Where, shape (p,).
+            width: Standard deviation of the normal curve that each node becomes.
+
+        Raises:
+            InputError: If the width is not above 0.
+        """
+        if not width > 0:
+            raise InputError(f"a density needs a width above 0, got {width:g}: raise it")
+        parts = self.nodes, self.weights, self.known, self.size
+        return densities.smoothed(*parts, grid.double(), width)
+
+    def on_log(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the density of log10 |lambda| on a grid of such logarithms (Papyan 2020).
+
+        The arguments and what is returned are those of ``on``. An eigenvalue of 0 has none, and
+        lies far to the left.
+        """
+        logs = replace(
+            self,
+            nodes=self.nodes.abs().clamp(min=1e-300).log10(),
+            known=self.known.abs().clamp(min=1e-300).log10(),
+        )
+        return logs.on(grid, width)
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Record):
+    """A number estimated from random probes, with its interval.
+
+    >>> import torch
+    >>> from sharpness.curvature import Dense
+    >>> from sharpness.spectrum import trace
+    >>> trace(Dense(torch.eye(4)), method="hutchinson", probes=2).interval
+    tensor([4., 4.], dtype=torch.float64)
+    """
+
+    rows: ClassVar[str] = "sample"
+    quantity: str  # what is estimated
+    value: float
+    stderr: float  # NaN with one sample
+    interval: Annotated[Tensor, "bound"]  # (2,)  Student's 95 % interval; NaN with one sample
+    exact: float  # the part of the value that is not left to chance
+    samples: Annotated[Tensor, "sample"]  # (s,)  whose mean is the rest
+    met: bool  # the relative tolerance, if one was asked for
+    products: int
+    check_products: int  # others, to probe the operator
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Diagonal(Record):
+    """The diagonal of an operator, estimated from random probes.
+
+    >>> import torch
+    >>> from sharpness.curvature import Dense
+    >>> from sharpness.spectrum import diagonal
+    >>> diagonal(Dense(torch.eye(4)), method="bekas", probes=2).stderr
+    tensor([0., 0., 0., 0.], dtype=torch.float64)
+    """
+
+    rows: ClassVar[str] = "parameter"
+    values: Annotated[Tensor, "parameter"]  # (n,)
+    stderr: Annotated[Tensor, "parameter"]  # (n,)
+    samples: int
+    products: int
+    check_products: int  # others, to probe the operator
+    spec: dict[str, Any]
 
 
 Result = (

@@ -35,6 +35,11 @@ def uniform(n: int, seed: int, i: int) -> Tensor:
     return torch.from_numpy(stream(seed, i, 1).uniform(-1, 1, n))
 
 
+def rademacher(n: int, seed: int, i: int, *, like: Tensor) -> Tensor:
+    """Return the i-th vector of random signs of stream ``seed``, the same on every device."""
+    return torch.from_numpy(2 * stream(seed, i, 2).integers(0, 2, n, dtype="int8") - 1).to(like)
+
+
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """Return all entries in one vector, a copy of shape (n,)."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors])

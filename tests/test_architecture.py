@@ -11,17 +11,16 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap", "disk", "signals", "text"},
-    {"records", "profiles"},
+    {"errors", "bars", "heap", "disk", "signals", "text", "intervals"},
+    {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
-    {"results", "vectors", "distributed", "names", "intervals", "gemm"},
+    {"results", "vectors", "distributed", "names", "gemm"},
     {"batch_norm", "plane_plots", "reading_torch", "reading_safetensors", "reading_hdf5"},
     {
         "data",
         "models",
         "objective",
         "schedules",
-        "intervals",
         "reading",
         "store",
         "journal",
@@ -31,6 +30,7 @@ LAYERS = [
     {"problem", "curvature"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
+    {"quadrature"},
     {"spectrum", "directions"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
