@@ -27,6 +27,7 @@ from sharpness.rayleigh_ritz import inner
 from sharpness.results import Density, Diagonal, Eigenpairs, Estimate
 from sharpness.vectors import gaussian, rademacher
 
+LEAK = 0.5  # residuals of their eigenvalue below which a Ritz vector is nearly an eigenvector
 FIRST = 2**30  # the number of the first vector of a sketch: no probe has it
 
 LOG = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def trace(
     options = {"method": method, "probes": probes, "rtol": rtol, "budget": budget}
     if method == "xtrace":
         return _exchanged(work, options)
-    return _streamed("trace", work, work.trace_outside, lambda x: float(x.sum()), options)
+    return _streamed("trace", work, work.trace_outside, work.trace_inside, options)
 
 
 def frobenius(
@@ -196,7 +197,7 @@ def frobenius(
     work = _Work(A, deflate, seed, pieces, progress)
     options = {"method": method, "probes": probes, "rtol": rtol, "budget": budget}
     return _streamed(
-        "squared Frobenius norm", work, work.square_outside, lambda x: float((x * x).sum()), options
+        "squared Frobenius norm", work, work.square_outside, work.square_inside, options
     )
 
 
@@ -270,6 +271,8 @@ class _Work:
         self.like = torch.empty(0, dtype=A.dtype, device=A.device)
         self.n, self.total = A.size, 0
         self.out = self.known  # rows that probes are orthogonal to
+        self.Q = self.F = self.like.new_zeros(0, self.n)
+        self.theta = torch.zeros(0, dtype=torch.float64)
 
     def product(self, v: Tensor) -> Tensor:
         """Return A v; A maps what the eigenvectors leave to itself, but for their residuals."""
@@ -288,37 +291,70 @@ class _Work:
         """Return the i-th vector of signs."""
         return rademacher(self.n, self.seed, i, like=self.like)
 
-    def take_range(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Take the range of A times that many probes out; return a basis and its products."""
+    def direction(self, i: int) -> Tensor:
+        """Return the i-th vector, in any direction outside of what was taken out alike.
+
+        Its length is that of a vector of signs there, on average: a length of its own would be
+        noise that tells nothing of A.
+        """
+        z = _outside(self.out, gaussian(self.n, self.seed, i, like=self.like))
+        left = self.n - (0 if self.out is None else len(self.out))
+        return z * (left**0.5 / z.norm()) if left else torch.zeros_like(z)
+
+    def take_range(self, rank: int) -> None:
+        """Take the range of A times that many probes out: what is in it is known exactly."""
         sketch = [
-            _outside(self.known, self.product(_outside(self.known, self.signs(FIRST + i))))
-            for i in range(rank)
+            _outside(self.known, self.product(self.direction(FIRST + i))) for i in range(rank)
         ]
-        Q = (
-            _orthonormal(torch.stack(sketch), self.known)
-            if rank
-            else self.like.new_zeros(0, self.n)
-        )
-        AQ = [self.product(q) for q in Q]
-        self.out = Q if self.known is None else torch.cat([self.known, Q])
-        return Q, torch.stack(AQ) if AQ else Q
+        if not sketch:
+            return
+        Q = _orthonormal(torch.stack(sketch), self.known)
+        AQ = torch.stack([self.product(q) for q in Q]) if len(Q) else Q
+        H = (Q.double() @ AQ.double().T).cpu()
+        self.theta, S = torch.linalg.eigh((H + H.T) / 2)
+        turned = S.T.to(Q)
+        self.Q = turned @ Q  # Ritz vectors of these values
+        self.F = turned @ AQ - self.theta.to(Q)[:, None] * self.Q
+        self.F = self.F - (self.F @ self.Q.T) @ self.Q
+        self.out = self.Q if self.known is None else torch.cat([self.known, self.Q])
 
-    def trace_outside(self, i: int) -> float:
-        """Return z^T A z of a probe z outside of the range."""
-        z = _outside(self.out, self.signs(i))
-        return float(z.double() @ self.product(z).double())
+    @property
+    def _leaks(self) -> Tensor:
+        """Which of the Ritz vectors have converged so far that what they leave is known as well."""
+        return self.F.double().norm(dim=1).cpu() < LEAK * self.theta.abs()
 
-    def square_outside(self, i: int) -> float:
-        """Return |A z|^2 of a probe z outside of the range."""
-        w = self.product(_outside(self.out, self.signs(i))).double()
+    def trace_inside(self) -> float:
+        """Return the trace in what was taken out, and of what that leaves of its eigenvectors.
+
+        Of an eigenvector that the range almost has, A leaves f f^T / theta outside, with the
+        residual f: little, but of the one direction that a probe hits or not.
+        """
+        f, theta = self.F[self._leaks.to(self.F.device)].double(), self.theta[self._leaks]
+        squares = (f * f).sum(dim=1).cpu()
+        return float(self.values.sum() + self.theta.sum() + (squares / theta).sum())
+
+    def trace_outside(self, z: Tensor) -> float:
+        """Return z^T A z of a probe, without what is known of it."""
+        near = (self.F[self._leaks.to(self.F.device)] @ z).double().cpu()
+        whole = float(z.double() @ self.product(z).double())
+        return whole - float((near * near / self.theta[self._leaks]).sum())
+
+    def square_inside(self) -> float:
+        """Return the sum of squares in the rows and the columns of what was taken out."""
+        inside = self.values.square().sum() + self.theta.square().sum()
+        return float(inside) + 2 * float(self.F.double().square().sum())
+
+    def square_outside(self, z: Tensor) -> float:
+        """Return |A z|^2 of a probe, without the part in what was taken out."""
+        w = _outside(self.out, self.product(z)).double()
         return float(w @ w)
 
 
 def _streamed(
     quantity: str,
     work: _Work,
-    sample: Callable[[int], float],
-    exact: Callable[[Tensor], float],
+    sample: Callable[[Tensor], float],
+    inside: Callable[[], float],
     options: dict[str, Any],
 ) -> Estimate:
     """Return an estimate whose samples are independent once the range was taken out."""
@@ -326,16 +362,15 @@ def _streamed(
     budget = _budget(options)
     rank = min(probes // 3, work.n) if options["method"] == "hutch++" else 0
     work.total = 0 if rtol else probes
-    Q, AQ = work.take_range(rank)
-    offset = exact(work.values)
-    if quantity == "trace":
-        offset += float((Q.double() * AQ.double()).sum())
-    else:
-        offset += float((AQ.double() ** 2).sum())
+    work.take_range(rank)
+    offset = inside()
     samples: list[float] = []
-    left = probes - 2 * len(Q)
+    left = probes - rank - len(work.Q)
     while True:
-        samples += [sample(len(samples) + i) for i in range(left)]
+        for i in range(len(samples), len(samples) + left):
+            # Signs leave nothing of a diagonal to chance; a range is along no axis.
+            z = work.direction(i) if rank else _outside(work.known, work.signs(i))
+            samples.append(sample(z))
         value, low, high = t_interval(torch.tensor(samples, dtype=torch.float64))
         met = rtol is not None and (high - low) / 2 <= rtol * abs(offset + value)
         spent = work.counted.spent - work.counted.probes
@@ -419,28 +454,29 @@ class _Sketch:
     """The small matrices of XTrace: letters as in Epperly et al. (2024), of probes as columns."""
 
     def __init__(self, work: _Work, k: int) -> None:
-        Omega, Q, AQ, R = _sketched(work, k)
+        Omega, Q, AQ, self.R = _sketched(work, k, work.direction)
         H = (Q.double() @ AQ.double().T).cpu()
-        self.H, self.R, self.S = (H + H.T) / 2, R, _left_out(R)
+        self.H, self.S = (H + H.T) / 2, _left_out(self.R)
         self.W = (Q.double() @ Omega.double().T).cpu()
         self.lengths = (Omega.double() ** 2).sum(dim=1).cpu()
         self.n = work.n - (0 if work.known is None else len(work.known))
 
     def estimate(self, left_out: list[int], i: int) -> float:
         """Return the trace as probe i has it outside of the range of all but these probes."""
-        B = torch.linalg.qr(self.S[left_out].T)[0]
+        B = self.S[left_out]
+        B = torch.linalg.qr(B[B.any(dim=1)].T)[0]
         w, r = self.W[:, i], self.R[:, i]
         p = w - B @ (B.T @ w)  # the part of the probe in that range
         inside = self.H.trace() - (B.T @ self.H @ B).trace()
         outside = w @ r - 2 * p @ r + p @ self.H @ p
+        left = self.n - len(self.H) + B.shape[1]
         # The length of what is left of a probe says nothing of A.
-        rank = len(self.S) - len(left_out)
-        return float(inside + (self.n - rank) / (self.lengths[i] - p @ p) * outside)
+        return float(inside + outside * left / (self.lengths[i] - p @ p) if left else inside)
 
 
 def _xdiag(work: _Work, probes: int) -> Any:
     """Yield the estimate of the diagonal of each probe from the range of the others."""
-    Omega, Q, AQ, R = _sketched(work, probes // 2)
+    Omega, Q, AQ, R = _sketched(work, probes // 2, work.signs)
     whole = (Q * AQ).sum(dim=0)
     for i, s in enumerate(_left_out(R)):
         near = s.to(Q)
@@ -456,7 +492,9 @@ def _bekas(work: _Work, probes: int) -> Any:
         yield z * work.product(z)
 
 
-def _sketched(work: _Work, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sketched(
+    work: _Work, k: int, probe: Callable[[int], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return probes, a basis of their products, its products, rows, and R: A Omega^T = Q^T R."""
     if k < 2:
         raise InputError(
@@ -464,7 +502,7 @@ def _sketched(work: _Work, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             ": raise them, or take another method"
         )
     k = min(k, work.n)
-    Omega = torch.stack([_outside(work.known, work.signs(i)) for i in range(k)])
+    Omega = torch.stack([probe(i) for i in range(k)])
     Y = torch.stack([_outside(work.known, work.product(z)) for z in Omega])
     Q = _orthonormal(Y, work.known)
     AQ = torch.stack([_outside(work.known, work.product(q)) for q in Q])
@@ -472,10 +510,14 @@ def _sketched(work: _Work, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _left_out(R: Tensor) -> Tensor:
-    """Return the part of the range that each probe alone has, as rows of unit length."""
-    S = torch.linalg.pinv(R, rtol=1e-10)  # a row is orthogonal to all columns of R but its own
-    lengths = S.norm(dim=1, keepdim=True)
-    return torch.where(lengths > 0, S / lengths.clamp(min=1e-300), torch.zeros_like(S))
+    """Return the part of the range that each probe alone has, as rows of unit length.
+
+    Zeros where the probes are more than the range has dimensions: each is in that of the others.
+    """
+    if len(R) < R.shape[1]:
+        return R.new_zeros(R.shape[1], len(R))
+    S = torch.linalg.inv(R)  # a row is orthogonal to all columns of R but its own
+    return S / S.norm(dim=1, keepdim=True)
 
 
 def _orthonormal(Y: Tensor, known: Tensor | None) -> Tensor:
