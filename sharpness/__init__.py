@@ -53,7 +53,10 @@ if TYPE_CHECKING:
         Comparison as Comparison,
         Convexity as Convexity,
         Cut as Cut,
+        Density as Density,
+        Diagonal as Diagonal,
         Eigenpairs as Eigenpairs,
+        Estimate as Estimate,
         Line as Line,
         Plane as Plane,
         Run as Run,
@@ -61,6 +64,12 @@ if TYPE_CHECKING:
         Solution as Solution,
         SubspaceSharpness as SubspaceSharpness,
         Trajectory as Trajectory,
+    )
+    from sharpness.spectrum import (
+        density as density,
+        diagonal as diagonal,
+        frobenius as frobenius,
+        trace as trace,
     )
     from sharpness.store import load as load, save as save
     from sharpness.training import TrainConfig as TrainConfig, train as train
@@ -89,7 +98,11 @@ HOMES = {
     "Dense": "curvature",
     "GaussNewton": "curvature",
     "Hessian": "curvature",
+    "density": "spectrum",
+    "diagonal": "spectrum",
     "eigsh": "lanczos",
+    "frobenius": "spectrum",
+    "trace": "spectrum",
     "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
@@ -110,7 +123,10 @@ HOMES = {
     "Journal": "journal",
     "Convexity": "results",
     "Cut": "results",
+    "Density": "results",
+    "Diagonal": "results",
     "Eigenpairs": "results",
+    "Estimate": "results",
     "Line": "results",
     "Plane": "results",
     "Run": "results",

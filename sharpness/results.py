@@ -656,6 +656,9 @@ Result = (
     | Comparison
     | Plane
     | Convexity
+    | Density
+    | Estimate
+    | Diagonal
 )
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
@@ -668,4 +671,7 @@ RESULTS: dict[str, type[Result]] = {
     "Comparison": Comparison,
     "Plane": Plane,
     "Convexity": Convexity,
+    "Density": Density,
+    "Estimate": Estimate,
+    "Diagonal": Diagonal,
 }
