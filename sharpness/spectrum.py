@@ -9,6 +9,7 @@ what is left (Meyer et al. 2021), and known eigenpairs can be left out of all of
 Letters: n unknowns, s probes, m steps, d eigenpairs that are known.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, MutableMapping
@@ -568,6 +569,26 @@ def _budget(options: dict[str, Any]) -> int:
     return 100 * probes if budget is None else int(budget)
 
 
+def require_options(quantity: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that the function of a quantity takes, the given ones.
+
+    Raises:
+        InputError: If one is given that it does not take.
+
+    >>> require_options("trace", {"probes": 8, "rtol": None, "deflate": 0})
+    {'probes': 8}
+    """
+    given = {key: value for key, value in options.items() if value}
+    taken = inspect.signature(QUANTITIES[quantity]).parameters
+    extra = [key for key in given if key not in taken]
+    if extra:
+        raise InputError(f"{extra[0]} is for traces and norms, got the {quantity}: leave it out")
+    if "method" in given:
+        _require_method(given["method"], TABLES[quantity])
+    given.pop("deflate", None)  # a number of pairs, which are to be computed
+    return given
+
+
 def _require_method(method: str, table: dict[str, Any]) -> None:
     if method not in table:
         raise InputError(
@@ -584,3 +605,10 @@ def _require_counts(**counts: int) -> None:
 TRACES = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}  # probes that each needs at least
 NORMS = {"hutchinson": 1, "hutch++": 3}
 DIAGONALS: dict[str, Callable[[_Work, int], Any]] = {"bekas": _bekas, "xdiag": _xdiag}
+METHODS = {**TRACES, **dict.fromkeys(DIAGONALS, 1)}
+TABLES: dict[str, dict[str, Any]] = {"trace": TRACES, "frobenius": NORMS, "diagonal": DIAGONALS}
+QUANTITIES: dict[str, Callable[..., Estimate | Diagonal]] = {
+    "trace": trace,
+    "frobenius": frobenius,
+    "diagonal": diagonal,
+}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sharpness.curvature import Dense
-from sharpness.densities import outliers
 from sharpness.errors import ComputationError, InputError
 from sharpness.lanczos import eigsh
 from sharpness.results import Density
