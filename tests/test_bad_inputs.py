@@ -341,8 +341,12 @@ ROWS = [
     Row(
         8,
         "fewer steps than pairs",
-        {"eigs sb.h5 -k 3 --budget 1": "budget=1", "eigs sb.h5 -k 3 --budget 2": "budget=2"},
-        waits="density",
+        {
+            "eigs sb.h5 -k 3 --budget 1": "budget=1",
+            "eigs sb.h5 -k 3 --budget 2": "budget=2",
+            "density sb.h5 --steps 0": "at least 1, got 0",
+            "trace sb.h5 --rtol 0.1 --budget 9": "at least the 32 probes, got 9",
+        },
     ),
     Row(
         9,
