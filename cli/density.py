@@ -99,7 +99,7 @@ def _probes_of(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     except (InputError, ComputationError):  # none, or damaged: it is overwritten
         return {}
     kept = zip(found.nodes, found.weights, strict=True)
-    return {
+    return {"checks": torch.tensor(found.check_products)} | {
         f"probe {i}": torch.stack([nodes[~nodes.isnan()], weights[~nodes.isnan()]])
         for i, (nodes, weights) in enumerate(kept)
     }

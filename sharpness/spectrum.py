@@ -29,6 +29,7 @@ from sharpness.results import Density, Diagonal, Eigenpairs, Estimate
 from sharpness.vectors import gaussian, rademacher
 
 LEAK = 0.5  # residuals of their eigenvalue below which a Ritz vector is nearly an eigenvector
+CHECKS = "checks"  # the piece that holds the products which probed the operator
 FIRST = 2**30  # the number of the first vector of a sketch: no probe has it
 
 LOG = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ def density(
                     progress(i * m + j, probes * m, f"step {j} of probe {i + 1}")
 
             nodes, weights = nodes_of(counted.row, v, m, without=known, progress=told)
+            if CHECKS not in pieces:
+                pieces[CHECKS] = torch.tensor(counted.probes)
             pieces[name] = torch.stack([nodes, weights])
         found.append(pieces[name])
     longest = max(piece.shape[1] for piece in found)
@@ -107,7 +110,7 @@ def density(
         known=torch.zeros(0).double() if deflate is None else deflate.values.double().cpu(),
         size=n,
         products=sum(piece.shape[1] for piece in found),
-        check_products=counted.probes,
+        check_products=int(pieces[CHECKS]),
         spec={
             "algorithm": "density",
             "steps": m,
@@ -548,6 +551,11 @@ def _known(A: Operator, pairs: Eigenpairs | None) -> Tensor | None:
         raise InputError(
             f"deflate needs eigenpairs of {A.size} unknowns, got {pairs.vectors.shape[1]}: take "
             "those of this operator"
+        )
+    if len(pairs.vectors) >= A.size:
+        raise InputError(
+            f"deflate needs fewer eigenpairs than the {A.size} unknowns, got all of them: there is "
+            "nothing left to estimate"
         )
     if not pairs.converged.all():
         raise InputError(

@@ -129,6 +129,10 @@ def test_another_width_costs_no_product_and_more_probes_cost_theirs_alone() -> N
     many = density(A, steps=7, probes=5, pieces=pieces)
     assert A.products - spent == 3 * 7 + 2  # the first of them is probed once more
     assert torch.equal(many.nodes[:2], few.nodes)
+    assert (many.products, many.check_products) == (5 * 7, 2)
+    spent = A.products
+    assert density(A, steps=7, probes=5, pieces=pieces).check_products == 2
+    assert A.products == spent
     whole = density(Dense(rotated(OPERATORS["flat"])), steps=7, probes=5)
     assert torch.equal(many.nodes, whole.nodes)
 
@@ -379,6 +383,7 @@ def test_a_plain_interval_covers_too_seldom_where_one_eigenvalue_dominates() -> 
         (lambda A: trace(A, budget=9), "budget is for rtol"),
         (lambda A: trace(A, rtol=0.1, budget=9), "at least the 32 probes, got 9"),
         (lambda A: trace(A, deflate=eigsh(Dense(torch.eye(3)), 1)), "of 60 unknowns, got 3"),
+        (lambda A: trace(A, deflate=eigsh(A, 60)), "fewer eigenpairs than the 60 unknowns"),
         (lambda A: density(A, deflate=eigsh(A, 3, m=9, budget=12)), "that converged, got"),
         (lambda A: density(A).on(torch.ones(2), 0.0), "width above 0"),
         (lambda A: density(A).log_determinant(-0.5), "A \\+ c I above 0"),
