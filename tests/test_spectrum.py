@@ -311,14 +311,13 @@ COVERED: dict[str, Callable[[Dense, int], tuple[float, float]]] = {
     "first moment": lambda A, seed: moments(A, seed, 1),
     "second moment": lambda A, seed: moments(A, seed, 2),
 }
-KNOWN: dict[int, Any] = {}
 
 
 def known(A: Dense) -> Any:
     """The three largest eigenpairs in magnitude, computed once for a matrix."""
-    if id(A) not in KNOWN:
-        KNOWN[id(A)] = eigsh(A, 3, which="LM")
-    return KNOWN[id(A)]
+    if "known" not in A.spec:
+        A.spec["known"] = eigsh(Dense(A.matrix), 3, which="LM")
+    return A.spec["known"]
 
 
 def moments(A: Dense, seed: int, k: int) -> tuple[float, float]:
