@@ -321,7 +321,7 @@ def known(A: Dense) -> Any:
 
 
 def moments(A: Dense, seed: int, k: int) -> tuple[float, float]:
-    return density(A, steps=4, probes=10, seed=seed, deflate=known(A)).moment(k)[1:]
+    return density(A, steps=4, probes=20, seed=seed, deflate=known(A)).moment(k)[1:]
 
 
 def truth(what: str, values: Tensor) -> float:
