@@ -1,9 +1,4 @@
-"""Results on matplotlib Axes; nothing here computes, and nothing touches pyplot's global state.
-
-Colors are those of Okabe and Ito (2008), which the color-blind tell apart, in an order of
-falling lightness contrast; what is told by color is told by a marker or a dash too, for print in
-gray.
-"""
+"""Results on matplotlib Axes; nothing here computes, and nothing touches pyplot's global state."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
@@ -35,7 +30,10 @@ from sharpness.results import (
     Comparison,
     Convexity,
     Cut,
+    Density,
+    Diagonal,
     Eigenpairs,
+    Estimate,
     Line,
     Plane,
     Result,
@@ -44,13 +42,25 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
+from sharpness.spectrum_plots import (
+    density as density,
+    diagonal as diagonal,
+    estimate as estimate,
+)
+from sharpness.styles import (
+    BLACK as BLACK,
+    BLUE as BLUE,
+    COLORS as COLORS,
+    DARK as DARK,
+    DASHES as DASHES,
+    GRAY as GRAY,
+    GREEN as GREEN,
+    MARKERS as MARKERS,
+    ORANGE as ORANGE,
+    PURPLE as PURPLE,
+    label_decades as label_decades,
+)
 
-BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
-MARKERS = ("o", "s", "^", "D", "v")
-DASHES = ("-", "--", "-.", ":", "-")
-GRAY = "#8c8c8c"
-DARK = "#404040"
 MOST_COLUMNS = 4  # of panels
 MOST_MARKERS = 30  # of one curve; more run into each other
 # Formats of pictures, with what keeps the time of their making out of their bytes.
@@ -58,6 +68,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "png": {},
     "pdf": {"metadata": {"CreationDate": None}},
     "svg": {"metadata": {"Date": None}},
+}
+ABOVE: dict[str, Any] = {  # where a legend covers nothing
+    "fontsize": "small",
+    "frameon": False,
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
 }
 # Measures and parts whose names are not words.
 SYMBOLS = {
@@ -567,8 +583,8 @@ def _forest(ax: Axes, numbers: Tensor, *, ratio: bool) -> None:
     """Draw rows of (estimate, low, high), shape (c, 3), below each other."""
     none = 1.0 if ratio else 0.0
     ax.axvline(none, color=GRAY, linewidth=1, linestyle="--", zorder=0)
-    for y, (estimate, low, high) in enumerate(numbers.tolist()):
-        if math.isnan(estimate):
+    for y, (mean, low, high) in enumerate(numbers.tolist()):
+        if math.isnan(mean):
             middle = ax.get_yaxis_transform()  # x in parts of the axes
             ax.text(
                 0.5,
@@ -583,9 +599,9 @@ def _forest(ax: Axes, numbers: Tensor, *, ratio: bool) -> None:
             continue
         known = not math.isnan(low)
         ax.errorbar(
-            [estimate],
+            [mean],
             [y],
-            xerr=[[estimate - low], [high - estimate]] if known else None,
+            xerr=[[mean - low], [high - mean]] if known else None,
             fmt="o",
             color=BLUE,
             markerfacecolor=BLUE if known else "white",
@@ -593,7 +609,7 @@ def _forest(ax: Axes, numbers: Tensor, *, ratio: bool) -> None:
             capsize=2.5,
         )
         if not known:
-            ax.annotate("?", (estimate, y), (5, 0), textcoords="offset points", va="center")
+            ax.annotate("?", (mean, y), (5, 0), textcoords="offset points", va="center")
     ax.margins(x=0.1)
     if ratio:
         ax.set_xscale("log")
@@ -704,21 +720,6 @@ def frame(axes: Sequence[Axes], *, log: bool) -> None:
         ax.set_ylim(low - room / 10, high + room / 10)
 
 
-def label_decades(ax: Axes, which: str = "y") -> None:
-    """Label a logarithmic axis for the limits that it has now: at least some three numbers."""
-    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
-    axis = ax.yaxis if which == "y" else ax.xaxis
-    decades = np.log10(high / low)
-    if decades > 2:
-        axis.set_major_locator(LogLocator(base=10))
-        axis.set_major_formatter(LogFormatterMathtext())
-    else:
-        by_parts = LogLocator(base=10, subs=(1.0, 2.0, 5.0))
-        axis.set_major_locator(by_parts if decades > 1 else MaxNLocator(5))
-        axis.set_major_formatter(lambda y, _: f"{y:.4g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _logarithmic(ax: Axes) -> None:
     """Make the y axis logarithmic unless that hides something that is drawn."""
     drawn = [np.asarray(curve.get_ydata(), dtype=float) for curve in ax.get_lines()]
@@ -774,7 +775,9 @@ def _along(
     )
 
 
-def _one(draw: Callable[[Any, Axes], Any], width: float, height: float) -> Callable[[Any], Figure]:
+def _one(
+    draw: Callable[[Any, Axes], Any], width: float, height: float, *, columns: int = 3
+) -> Callable[[Any], Figure]:
     """Return what makes a figure of one pair of axes with its legend above them."""
 
     def make(result: Any) -> Figure:
@@ -783,17 +786,21 @@ def _one(draw: Callable[[Any, Axes], Any], width: float, height: float) -> Calla
         draw(result, ax)
         handles, _ = ax.get_legend_handles_labels()
         if handles and ax.get_legend() is None:
-            ax.legend(
-                fontsize="small",
-                frameon=False,
-                loc="lower center",
-                bbox_to_anchor=(0.5, 1.0),
-                ncols=3,
-            )
+            ax.legend(**ABOVE, ncols=columns)
         _entitle(made, result)
         return made
 
     return make
+
+
+def _density_figure(result: Density) -> Figure:
+    """Return a figure of the density over the eigenvalues and over their logarithms."""
+    made, grid = figure(6.2, 6.8, rows=2)
+    for ax, log in zip(grid[:, 0], (False, True), strict=True):
+        density(result, ax, log=log)
+        ax.legend(**ABOVE, ncols=2)
+    _entitle(made, result)
+    return made
 
 
 def _trajectory_figure(result: Trajectory) -> Figure:
@@ -910,4 +917,7 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Comparison: _comparison_figure,
     Plane: _plane_figure,
     Convexity: _one(convexity, 5.2, 4.4),
+    Density: _density_figure,
+    Estimate: _one(estimate, 5.2, 3.8, columns=2),
+    Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
 }

@@ -538,15 +538,16 @@ class Density(Record):
     @property
     def negative_mass(self) -> densities.Interval:
         """The share of eigenvalues below 0, by more than rounding: mean, low, high."""
-        scale = float(torch.cat([self.nodes.flatten(), self.known]).nan_to_num().abs().max())
-        rounding = self._rounding * scale
-        return self.mass(-math.inf, -max(rounding, math.ulp(0.0)))
+        return self.mass(-math.inf, -max(self.rounding, math.ulp(0.0)))
 
     @property
-    def _rounding(self) -> float:
-        """The share of the largest node within which nodes are zero to rounding."""
+    def rounding(self) -> float:
+        """The size up to which nodes are zero to rounding, a share of the largest."""
+        largest = float(torch.cat([self.nodes.flatten(), self.known]).nan_to_num().abs().max())
         single = "float32" in str(self.spec.get("operator", {}))
-        return self.size**0.5 * torch.finfo(torch.float32 if single else torch.float64).eps
+        return (
+            self.size**0.5 * torch.finfo(torch.float32 if single else torch.float64).eps * largest
+        )
 
     def log_determinant(self, c: float) -> densities.Interval:
         """Return log det(A + c I), a sum over all eigenvalues: mean, low, high.

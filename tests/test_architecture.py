@@ -11,11 +11,18 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap", "disk", "signals", "text", "intervals"},
+    {"errors", "bars", "heap", "disk", "signals", "text", "intervals", "styles"},
     {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm"},
-    {"batch_norm", "plane_plots", "reading_torch", "reading_safetensors", "reading_hdf5"},
+    {
+        "batch_norm",
+        "plane_plots",
+        "spectrum_plots",
+        "reading_torch",
+        "reading_safetensors",
+        "reading_hdf5",
+    },
     {
         "data",
         "models",
@@ -50,12 +57,14 @@ FORMATS = {"reading_torch", "reading_safetensors", "reading_hdf5"}
 LEAVES |= {name: {"errors", "text"} for name in FORMATS}
 LEAVES["reading"] = {"errors", "text"} | FORMATS
 LEAVES["reading_hdf5_child"] = set()
-LEAVES["plots"] = LEAVES["plane_plots"] | {"plane_plots"}
+LEAVES["styles"] = set()
+LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
+LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots"}
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
-    "matplotlib": {"plots", "plane_plots"},
+    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "styles"},
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},
