@@ -45,7 +45,7 @@ def density(result: Density, ax: Axes, *, width: float | None = None, log: bool 
         InputError: If the width is not above 0, or, for ``log``, all eigenvalues are zero to
             rounding.
     """
-    nodes = result.nodes[result.weights > 0].double()
+    nodes = _nodes(result)
     at = torch.cat([nodes, result.known])
     if log:
         at = at[at.abs() > result.rounding].abs().log10()
@@ -89,11 +89,16 @@ def default_width(result: Density) -> float:
     >>> round(default_width(found) ** 2, 9)
     0.001
     """
-    at = torch.cat([result.nodes[result.weights > 0].double(), result.known])
+    at = torch.cat([_nodes(result), result.known])
     spread, size = float(at.max() - at.min()), float(at.abs().max())
     if spread <= 1e-3 * size or not size:
         spread = size or 1.0
     return math.sqrt(1e-5) * min(spread, math.sqrt(spread))
+
+
+def _nodes(result: Density) -> Tensor:
+    """Return the nodes of all probes, without those whose weight is but rounding."""
+    return result.nodes[result.weights > torch.finfo(torch.float64).eps].double()
 
 
 def _grid(at: Tensor, width: float) -> Tensor:
