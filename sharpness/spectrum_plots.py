@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 from torch import Tensor
 
 from sharpness.errors import InputError
@@ -203,7 +203,7 @@ def estimate(result: Estimate, ax: Axes) -> None:
     ax.errorbar(
         [count + 1],
         [result.value],
-        yerr=[[result.value - low], [high - result.value]] if known else None,
+        yerr=[[max(result.value - low, 0.0)], [max(high - result.value, 0.0)]] if known else None,
         fmt="D",
         color=BLACK,
         markerfacecolor=BLACK if known and result.met else "white",
@@ -277,5 +277,9 @@ def _scale(ax: Axes, values: Tensor, edges: Tensor) -> None:
         return
     sizes = values[values != 0].abs()
     if len(sizes):
-        ax.set_yscale("symlog", linthresh=float(sizes.median()))
+        linear = float(sizes.median())
+        ax.set_yscale("symlog", linthresh=linear)
+        ticks = SymmetricalLogLocator(base=10, linthresh=linear)
+        ticks.set_params(numticks=9)
+        ax.yaxis.set_major_locator(ticks)
     ax.axhline(0, color=GRAY, linewidth=0.8, zorder=0)

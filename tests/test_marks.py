@@ -20,7 +20,7 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import plane_plots, plots
+from sharpness import plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
 from sharpness.results import (
     RESULTS,
@@ -125,13 +125,14 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 
 # The functions that draw a result or make a figure of it, by what tests them for marks.
 BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
-BY_KIND |= {"draws", "plane", "convexity", "quantities"}
+BY_KIND |= {"draws", "plane", "convexity", "quantities", "density", "estimate", "diagonal"}
 OTHERS = {
     "planes": "draws each by plane",
     "planes_figure": "draws each by plane",
     "paired": "of numbers that are there; the figures of recipes say what is left out",
     "band": "of numbers that are there; the figures of recipes say what is left out",
     "levels_of": "draws nothing",
+    "default_width": "draws nothing",
     "figure": "draws nothing",
     "frame": "draws nothing",
     "label_decades": "draws nothing",
@@ -157,7 +158,8 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    assert public(plots) | public(plane_plots) == BY_KIND | OTHERS.keys()
+    modules = (plots, plane_plots, spectrum_plots, styles)
+    assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES
 
