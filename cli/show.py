@@ -16,7 +16,10 @@ from sharpness.results import (
     Comparison,
     Convexity,
     Cut,
+    Density,
+    Diagonal,
     Eigenpairs,
+    Estimate,
     Line,
     Plane,
     Result,
@@ -26,12 +29,14 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
-from sharpness.text import table
+from sharpness.text import interval, table
 
 from .parameters import COMMON, reporting
 
 ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
 FEW = 5  # points that are named one by one
+DIGITS = 8  # of a number whose error is 0, or far below it
+UNSURE = 4  # digits of one whose error is unknown
 # The values of a grid by name, which are data where they are not finite.
 GRIDS: dict[type, Callable[[Any], dict[str, Tensor]]] = {
     Line: lambda found: found.values,
@@ -208,7 +213,6 @@ def _where(spec: dict[str, Any]) -> str:
 
 
 def _eigenpairs(pairs: Eigenpairs) -> list[str]:
-    operator = pairs.spec["operator"]
     sampled = bool((pairs.sampling_errors != 0).any())
     rows = [
         [str(i), f"{value:.8g}", f"{residual:.1e}", "yes" if ok else "NO"]
@@ -225,15 +229,18 @@ def _eigenpairs(pairs: Eigenpairs) -> list[str]:
         )
     ]
     header = ["i", "eigenvalue", "residual", "converged", *(["sampling error"] if sampled else [])]
-    about = operator["operator"]
-    if "objective" in operator:
-        about += f": {_where(operator['objective'])}"
     return [
-        about,
+        _of(pairs.spec["operator"]),
         *table(header, rows),
         f"{pairs.products} products, {pairs.check_products} more to "
         f"check them; |V V^T - I| <= {pairs.orthogonality:.1e}",
     ]
+
+
+def _of(operator: dict[str, Any]) -> str:
+    """Return of which operator something is, and on what that is."""
+    words = str(operator["operator"])
+    return f"{words}: {_where(operator['objective'])}" if "objective" in operator else words
 
 
 def _line(line: Line) -> list[str]:
@@ -577,6 +584,130 @@ def _at_zero(found: Plane) -> tuple[int, int] | None:
     return (places[0][0], places[1][0]) if all(places) else None
 
 
+def _density(found: Density) -> list[str]:
+    spec, known = found.spec, found.known
+    low, high = _ends(found.nodes)
+    lines = [
+        _of(spec["operator"]),
+        f"spectral density of {found.size:,} eigenvalues from {_probes(found)}: "
+        f"{_many(found.products, 'product')}, {found.check_products} more to check them",
+        f"nodes from {low:.6g} to {high:.6g}",
+    ]
+    if len(known):
+        first = ", ".join(f"{x:.6g}" for x in known[:FEW].tolist())
+        more = ", ..." if len(known) > FEW else ""
+        lines.append(f"beside {_many(len(known), 'known eigenvalue')}, exact: {first}{more}")
+    shares = (
+        ("above 0", found.positive_mass),
+        ("0 to rounding", found.zero_mass),
+        ("below 0", found.negative_mass),
+    )
+    rows = [["mean eigenvalue", interval(found.moment(1))]]
+    rows += [[f"share of eigenvalues {name}", interval(share)] for name, share in shares]
+    lines += table(["over the probes", "with 95 % interval"], rows)
+    return lines + _unresolved(found)
+
+
+def _unresolved(found: Density) -> list[str]:
+    """Return what share the nodes beside 0 stand for, which may be on the other side.
+
+    Up to a node there is the weight below it at least, and with its own at most (Chebyshev, Markov
+    and Stieltjes): no interval over the probes has that.
+    """
+    shares = []
+    for nodes, weights in zip(found.nodes, found.weights, strict=True):
+        below, above = (nodes < 0).nonzero().flatten()[-1:], (nodes > 0).nonzero().flatten()[:1]
+        is_there = bool((nodes.abs() < found.rounding).any())  # an eigenvalue of 0, which is known
+        if len(below) and len(above) and not is_there:
+            shares.append(float(weights[below] + weights[above]))
+    share = sum(shares) / len(found.nodes) * (1 - len(found.known) / found.size)
+    if not share:
+        return []
+    steps = found.nodes.shape[1]
+    return [f"nodes beside 0 have a share of {share:.2g}, whose sign {steps} steps do not tell"]
+
+
+def _probes(found: Density) -> str:
+    """Return of how many probes and steps a density is."""
+    count, steps = found.nodes.shape
+    return f"{_many(count, 'probe')} of {_many(steps, 'step')}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest of the numbers that there are."""
+    known = values[~values.isnan()]
+    return float(known.min()), float(known.max())
+
+
+def _estimate(found: Estimate) -> list[str]:
+    spec = found.spec
+    exact = f" ({found.exact:.{_digits(found)}g} of it exact)" if found.exact else ""
+    lines = [
+        _of(spec["operator"]),
+        f"{_estimated(found)}, standard error {_known(found.stderr, '.3g')}, of "
+        f"{_many(found.products, 'product')} by {spec['method']}{exact}",
+    ]
+    if not found.met:
+        lines.append(f"{_unmet(found)}: raise the budget")
+    deflated = spec["deflated"]
+    known = f", beside {_many(deflated, 'known eigenvalue')}" if deflated else ""
+    return [
+        *lines,
+        f"{_many(len(found.samples), 'sample')}{known}; {found.check_products} more products to "
+        "check the operator",
+    ]
+
+
+def _estimated(found: Estimate) -> str:
+    """Return what is estimated, with its interval, to the digits that its error leaves it."""
+    digits = _digits(found)
+    low, high = (f"{x:.{digits}g}" for x in found.interval.tolist())
+    bounds = "unknown" if math.isnan(found.stderr) else f"{low}, {high}"
+    return f"{found.quantity} {found.value:.{digits}g} [{bounds}]"
+
+
+def _digits(found: Estimate) -> int:
+    """Return how many digits of an estimate its error leaves, and two more, at least three."""
+    value, error = abs(found.value), found.stderr
+    if not error or math.isnan(error):
+        return UNSURE if error else DIGITS
+    return min(DIGITS, max(3, math.ceil(math.log10(value / error)) + 2 if value else 3))
+
+
+def _unmet(found: Estimate) -> str:
+    low, high = found.interval.tolist()
+    half = (high - low) / 2 / abs(found.value) if found.value else math.nan
+    return (
+        f"NOT within rtol {found.spec['rtol']:g}, half of the interval is {_known(half, '.2g')} "
+        "of the value"
+    )
+
+
+def _diagonal(found: Diagonal) -> list[str]:
+    values, count = found.values, found.samples
+    rows = []
+    for name, i in (("largest", int(values.argmax())), ("smallest", int(values.argmin()))):
+        error = float(found.stderr[i])
+        rows.append([name, str(i), f"{float(values[i]):.6g}", _known(error, ".2g")])
+    below = f"{int((values < -2 * found.stderr).sum()):,} of {len(values):,}"
+    return [
+        _of(found.spec["operator"]),
+        f"diagonal of {_many(found.products, 'product')} by {found.spec['method']}, "
+        f"{_many(count, 'sample')}; {found.check_products} more to check the operator",
+        *table(["entry", "parameter", "value", "standard error"], rows),
+        f"sum {float(values.sum()):.6g}; below 0 by more than two standard errors: "
+        f"{below if count > 1 else 'unknown'}",
+    ]
+
+
+def _known(x: float, form: str) -> str:
+    return "unknown" if math.isnan(x) else f"{x:{form}}"
+
+
 LINES: dict[type, Callable[[Any], list[str]]] = {
     Run: _run,
     Eigenpairs: _eigenpairs,
@@ -588,6 +719,9 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Comparison: _comparison,
     Plane: _plane,
     Convexity: _convexity,
+    Density: _density,
+    Estimate: _estimate,
+    Diagonal: _diagonal,
 }
 
 
@@ -663,6 +797,25 @@ def _convexity_summary(found: Convexity) -> str:
     return words + (f", {missing} NOT converged" if missing else "")
 
 
+def _density_summary(found: Density) -> str:
+    ends = [*_ends(found.nodes), *found.known.tolist()]
+    words = f"{found.spec['operator']['operator']}: {found.size:,} eigenvalues by {_probes(found)}"
+    words += f", {len(found.known)} known" if len(found.known) else ""
+    return f"{words}, from {min(ends):.4g} to {max(ends):.4g}"
+
+
+def _estimate_summary(found: Estimate) -> str:
+    words = f"{found.spec['operator']['operator']}: {_estimated(found)} by {found.spec['method']}"
+    return words if found.met else f"{words}, {_unmet(found)}"
+
+
+def _diagonal_summary(found: Diagonal) -> str:
+    low, high = _ends(found.values)
+    words = f"{found.spec['operator']['operator']}: diagonal of {len(found.values):,} parameters"
+    words += f" by {found.spec['method']}, {low:.4g} to {high:.4g}"
+    return words + (", standard errors unknown" if found.samples < 2 else "")
+
+
 SUMMARIES: dict[type, Callable[[Any], str]] = {
     Run: _run_summary,
     Eigenpairs: _pairs_summary,
@@ -674,4 +827,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Comparison: _comparison_summary,
     Plane: _plane_summary,
     Convexity: _convexity_summary,
+    Density: _density_summary,
+    Estimate: _estimate_summary,
+    Diagonal: _diagonal_summary,
 }

@@ -67,8 +67,8 @@ class Record(Shown):
                     variables[part] = (axes, data, {"field": name})
             elif name == "spec":
                 attributes[name] = json.dumps(value)
-            elif kind in (int, float, str):
-                attributes[name] = value
+            elif kind in (bool, int, float, str):
+                attributes[name] = int(value) if kind is bool else value
         named = {axis for axes, *_ in variables.values() for axis in axes} & variables.keys()
         coordinates = {name: variables.pop(name) for name in named}
         return xarray.Dataset(variables, coordinates, attributes)

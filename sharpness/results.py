@@ -538,16 +538,26 @@ class Density(Record):
     @property
     def negative_mass(self) -> densities.Interval:
         """The share of eigenvalues below 0, by more than rounding: mean, low, high."""
-        return self.mass(-math.inf, -max(self.rounding, math.ulp(0.0)))
+        return self.mass(-math.inf, -self.rounding)
+
+    @property
+    def positive_mass(self) -> densities.Interval:
+        """The share of eigenvalues above 0, by more than rounding: mean, low, high."""
+        return self.mass(self.rounding, math.inf)
+
+    @property
+    def zero_mass(self) -> densities.Interval:
+        """The share of eigenvalues that are 0 to rounding: mean, low, high."""
+        inside = math.nextafter(self.rounding, 0.0)
+        return self.mass(-inside, inside)
 
     @property
     def rounding(self) -> float:
-        """The size up to which nodes are zero to rounding, a share of the largest."""
-        largest = float(torch.cat([self.nodes.flatten(), self.known]).nan_to_num().abs().max())
+        """The least magnitude of an eigenvalue that is not 0 to rounding."""
+        scale = float(torch.cat([self.nodes.flatten(), self.known]).nan_to_num().abs().max())
         single = "float32" in str(self.spec.get("operator", {}))
-        return (
-            self.size**0.5 * torch.finfo(torch.float32 if single else torch.float64).eps * largest
-        )
+        eps = torch.finfo(torch.float32 if single else torch.float64).eps
+        return max(self.size**0.5 * eps * scale, math.ulp(0.0))
 
     def log_determinant(self, c: float) -> densities.Interval:
         """Return log det(A + c I), a sum over all eigenvalues: mean, low, high.

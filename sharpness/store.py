@@ -294,8 +294,8 @@ def _encode(result: Result, request: Request | None) -> bytes:
                     _write_solution(file, name, value)
             elif isinstance(value, str):
                 file.attrs[name] = np.bytes_(value.encode())
-            else:
-                file.attrs[name] = value
+            else:  # of truth netCDF has none: numbers, as in arrays
+                file.attrs[name] = int(value) if isinstance(value, bool) else value
     return buffer.getvalue()
 
 

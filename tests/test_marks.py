@@ -22,6 +22,7 @@ from sharpness.experiments.design import Arm
 
 from sharpness import plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
+from sharpness.curvature import Dense
 from sharpness.results import (
     RESULTS,
     Comparison,
@@ -33,6 +34,7 @@ from sharpness.results import (
     Result,
     Trajectory,
 )
+from sharpness.spectrum import density, diagonal, trace
 from sharpness.store import load, save
 
 
@@ -68,6 +70,9 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Comparison": lambda x: (x, without(x, 0)),
     "Plane": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
     "Convexity": lambda x: (x, replace(x, smallest_converged=missed(x.smallest_converged))),
+    "Density": "of probes, with their interval; what is deflated has converged",
+    "Estimate": "a mean of samples; a tolerance that was to be met and was not is told",
+    "Diagonal": "means of samples, with their standard errors",
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -385,3 +390,75 @@ def test_a_comparison_counts_only_runs_that_were_to_be_compared(
     assert isinstance(found, Comparison)
     assert "UNKNOWN" not in SUMMARIES[Comparison](found)
     assert "1 values UNKNOWN" in SUMMARIES[Comparison](without(found, 0))
+
+
+# ---- estimates from probes ---------------------------------------------------------------------
+
+
+def told(result: Any) -> str:
+    return "\n".join([*LINES[type(result)](result), SUMMARIES[type(result)](result)])
+
+
+def test_a_density_of_one_probe_has_no_interval_and_says_so() -> None:
+    A = Dense(torch.diag(torch.arange(-3.0, 9.0)))
+    several, one = (told(density(A, steps=4, probes=probes)) for probes in (3, 1))
+    assert "[unknown]" not in several
+    assert one.count("[unknown]") == 4  # the mean, and the shares above, at and below 0
+    assert not re.search(r"\[[^u]", one)
+
+
+def test_shares_of_signs_are_those_of_the_spectrum_and_what_steps_cannot_tell_is_told() -> None:
+    values = torch.tensor([-2.0] + 3 * [0.0] + 4 * [5.0]).double()
+    A = Dense(torch.diag(values))
+    whole = density(A, steps=3, probes=400)
+    for share, count in ((whole.negative_mass, 1), (whole.zero_mass, 3), (whole.positive_mass, 4)):
+        mean, low, high = share
+        assert low <= mean <= high
+        assert mean == pytest.approx(count / 8, abs=0.05)
+    assert "do not tell" not in told(whole)
+    # One step of a probe is one node; two are on both sides of 0, with all of the weight.
+    assert "nodes beside 0 have a share of 1, whose sign 2 steps do not tell" in told(
+        density(A, steps=2, probes=3)
+    )
+
+
+def test_an_estimate_tells_its_interval_its_cost_and_a_tolerance_that_was_not_met() -> None:
+    A = Dense(torch.diag(torch.arange(1.0, 41.0)).double() + torch.ones(40, 40).double())
+    found = trace(A, probes=12, rtol=1e-9, budget=20)
+    low, high = found.interval.tolist()
+    words = told(found)
+    numbers = re.search(
+        r"trace (\S+) \[(\S+), (\S+)\], standard error (\S+), of 20 products", words
+    )
+    assert numbers
+    stored = [found.value, low, high, found.stderr]
+    assert [float(x) for x in numbers.groups()] == pytest.approx(stored, rel=0.01)
+    assert "by hutch++" in words
+    assert words.count("NOT within rtol 1e-09") == 2  # in the table and in the list
+    assert "NOT" not in told(trace(A, probes=12, rtol=1.0))
+    assert "NOT" not in told(trace(A, probes=12))
+
+
+def test_an_estimate_of_one_sample_is_unknown_and_not_sure() -> None:
+    words = told(trace(Dense(torch.eye(9)), probes=1, method="hutchinson"))
+    assert "trace 9 [unknown], standard error unknown, of 1 product by hutchinson" in words
+    exact = told(trace(Dense(torch.eye(9)), probes=4, method="hutchinson"))
+    assert "trace 9 [9, 9], standard error 0, of 4 products" in exact
+
+
+def test_a_diagonal_tells_its_ends_and_how_many_entries_are_below_0() -> None:
+    A = Dense(torch.diag(torch.tensor([4.0, -1.0, 2.0, -3.0])))
+    words = told(diagonal(A, method="bekas", probes=3))
+    assert re.search(r"largest +0 +4 +0\b", words)
+    assert re.search(r"smallest +3 +-3 +0\b", words)
+    assert "sum 2; below 0 by more than two standard errors: 2 of 4" in words
+    one = told(diagonal(A, method="bekas", probes=1))
+    assert one.count("unknown") == 4  # both errors, the count, and in the list
+    assert "two standard errors: unknown" in one
+
+
+def test_what_is_unknown_of_an_estimate_is_null_for_machines() -> None:
+    values = as_values(trace(Dense(torch.eye(9)), probes=1, method="hutchinson"))
+    assert (values["stderr"], values["interval"]) == (None, [None, None])
+    early = density(Dense(torch.eye(9)), steps=3, probes=2, pieces={})
+    assert json.dumps(as_values(early), allow_nan=False)

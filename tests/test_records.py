@@ -16,7 +16,9 @@ from sharpness.results import (
     Comparison,
     Convexity,
     Cut,
+    Diagonal,
     Eigenpairs,
+    Estimate,
     Line,
     Plane,
     Result,
@@ -175,6 +177,8 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         Trajectory: lambda r: {
             f.name: getattr(r, f.name) for f in fields(r) if f.name not in ("epsilon", "spec")
         },
+        Estimate: lambda r: {"samples": r.samples},
+        Diagonal: lambda r: {"values": r.values, "stderr": r.stderr},
     }.get(
         type(result),
         lambda r: {
