@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sharpness.analyses import run_numbers
@@ -12,6 +13,7 @@ from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.checks import (
     ASCENT,
     RELATIVE,
+    UNITS,
     Check,
     of_exact,
     of_loss,
@@ -25,7 +27,7 @@ from sharpness.comparison import compare, compared
 from sharpness.curvature import OPERATORS, Curvature, Hessian
 from sharpness.cuts import cut
 from sharpness.errors import InputError
-from sharpness.intervals import t_interval
+from sharpness.intervals import LEVEL, t_interval
 from sharpness.lanczos import TOLERANCE, eigsh
 from sharpness.landscape import line
 from sharpness.objective import Objective
@@ -36,7 +38,10 @@ from sharpness.results import (
     Comparison,
     Convexity,
     Cut,
+    Density,
+    Diagonal,
     Eigenpairs,
+    Estimate,
     Line,
     Plane,
     Run,
@@ -45,10 +50,13 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
+from sharpness.spectrum import density, diagonal, frobenius, trace
 from sharpness.training import INTERRUPTED
-from sharpness.vectors import gaussian
+from sharpness.vectors import gaussian, rademacher
 
 POWER_STEPS = 3  # after which a random vector has the size of |A| to some percent
+AFFORDED = 200  # products that an estimate, or a search for what it left out, may take again
+ESTIMATES = {"trace": trace, "squared Frobenius norm": frobenius}  # by the quantity
 
 
 def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
@@ -86,18 +94,10 @@ def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
 
 def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
     """Compare values and residuals with those of fresh products."""
-    spec = pairs.spec["operator"]
-    by_class = {kind.__name__: kind for kind in OPERATORS.values()}
-    if spec.get("operator") not in by_class:
-        raise InputError(
-            f"verify needs an operator of a run, {', '.join(by_class)}, got "
-            f"{spec.get('operator')}: compare the numbers yourself"
-        )
-    f = origin.objective(spec["objective"])
-    A = by_class[spec["operator"]](f, origin.point(f, spec["point"]), engine=spec["engine"])
+    f, A = _operator(pairs.spec, origin)
     largest = max(float(pairs.values.abs().max()), _norm(A))
     # Differences of gradients are off by what they tell themselves.
-    relative = relative_of(A.dtype, pairs.vectors.dtype) + spec.get("product_error", 0.0)
+    relative = relative_of(A.dtype, pairs.vectors.dtype) + _told_error(pairs.spec)
     chosen = _spots(len(pairs.values))
     checks = []
     for i in chosen:
@@ -123,6 +123,28 @@ def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
     limit = relative_of(pairs.vectors.dtype)
     checks.append(Check("orthogonality", pairs.orthogonality, apart, limit, 1.0))
     return f"{len(chosen)} of {len(pairs.values)} eigenvalues", checks
+
+
+def _operator(made: dict[str, Any], origin: Origin) -> tuple[Objective, Curvature]:
+    """Return the operator that a spec names, and the objective of which it is.
+
+    Raises:
+        InputError: If it is none of an objective.
+    """
+    spec = made["operator"]
+    by_class = {kind.__name__: kind for kind in OPERATORS.values()}
+    if spec.get("operator") not in by_class:
+        raise InputError(
+            f"verify needs an operator of a run, {', '.join(by_class)}, got "
+            f"{spec.get('operator')}: compare the numbers yourself"
+        )
+    f = origin.objective(spec["objective"])
+    return f, by_class[spec["operator"]](f, origin.point(f, spec["point"]), engine=spec["engine"])
+
+
+def _told_error(made: dict[str, Any]) -> float:
+    """Return how far off products are by what differences of gradients tell, else 0."""
+    return float(made["operator"].get("product_error", 0.0))
 
 
 def _norm(A: Curvature) -> float:
@@ -410,6 +432,154 @@ def _comparison(found: Comparison, origin: Origin) -> tuple[str, list[Check]]:
     return f"{subject} and the numbers of {len(known)} runs", checks
 
 
+def _density(found: Density, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare the ends and two moments of the first probe, and the eigenvalues left out of it.
+
+    A moment is a sum over the nodes that rounding leaves as it is, where single nodes and weights
+    inside of the spectrum are not: they are what the last steps made of all that came before.
+    """
+    spec, count = found.spec, len(found.nodes)
+    _, A = _operator(spec, origin)
+    sums = found.weights.sum(dim=1)
+    furthest = float(sums[(sums - 1).abs().argmax()])
+    checks = [
+        of_exact("size", found.size, A.size),
+        of_exact("products", found.products, int((~found.nodes.isnan()).sum())),
+        of_stored("sum of the weights of a probe", furthest, 1.0),
+    ]
+    pairs = _left_out(spec, A, origin)
+    if spec["deflated"] and pairs is None:
+        return "sums of weights", checks
+    again = density(A, steps=spec["steps"], probes=1, deflate=pairs, seed=spec["seed"])
+    ends = (again.nodes, found.nodes, found.known)
+    largest = max(float(x[~x.isnan()].abs().max()) for x in ends if x.numel())
+    relative = relative_of(A.dtype) + _told_error(spec)
+    if pairs is not None:
+        tol = spec["pairs"]["tol"]  # of the vectors, of which each search finds others
+        relative += tol
+        for i, (stored, value) in enumerate(zip(found.known, again.known, strict=True), start=1):
+            limit = 2 * tol * largest + relative * largest
+            name = f"known eigenvalue {i}"
+            checks.append(Check(name, float(stored), float(value), limit, largest))
+    (there, of_there), (here, of_here) = (
+        (x.nodes[0][~x.nodes[0].isnan()], x.weights[0][~x.nodes[0].isnan()]) for x in (found, again)
+    )
+    for name, i in (("first", 0), ("last", -1)):
+        limit = relative * spec["steps"] * largest  # an end takes the rounding of each step on
+        stored, value = float(there[i]), float(here[i])
+        checks.append(Check(f"{name} node of probe 1", stored, value, limit, largest))
+    size = float(of_here @ here**2) ** 0.5  # |A v| of the probe v, to which its products round
+    limit = relative * size + UNITS * torch.finfo(A.dtype).eps * largest
+    for name, k, near in (("mean", 1, limit), ("mean square", 2, 2 * size * limit)):
+        stored, value = float(of_there @ there**k), float(of_here @ here**k)
+        checks.append(Check(f"{name} of probe 1", stored, value, near, size**k))
+    return f"1 of {count} probes", checks
+
+
+def _left_out(spec: dict[str, Any], A: Curvature, origin: Origin) -> Eigenpairs | None:
+    """Return the eigenpairs that probes left out, by another search; None if it takes too much."""
+    made = spec["pairs"]
+    if made is None:
+        return None
+    if made.get("algorithm") != "eigsh" or made["start"] != "random":
+        origin.note("probes not recomputed, for no spec tells what they left out")
+        return None
+    if made["products"] > AFFORDED:
+        origin.note(f"probes not recomputed, for what they left out took {made['products']}")
+        return None
+    options = {key: made[key] for key in ("which", "tol", "m", "budget", "memory", "seed")}
+    dtype = getattr(torch, made["basis"]["dtype"].removeprefix("torch."))
+    pairs = eigsh(A, made["k"], dtype=dtype, **options)
+    if not pairs.converged.all():
+        origin.note("probes not recomputed, for what they left out does not converge again")
+        return None
+    return pairs
+
+
+def _estimate(found: Estimate, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare samples, and what is made of all of them."""
+    spec, count = found.spec, len(found.samples)
+    _, A = _operator(spec, origin)
+    z = rademacher(A.size, spec["seed"], 0, like=torch.empty(0, dtype=A.dtype, device=A.device))
+    w = (A @ z).double()
+    # To which the terms of a sample round, and of which none may be left.
+    scale = float(w @ w) if found.quantity != "trace" else float(z.double().norm() * w.norm())
+    scale = max(scale, abs(found.exact), float(found.samples.abs().max()))
+    checks = _of_samples(found, scale)
+    probes = {
+        "hutchinson": count if found.products <= AFFORDED else 3,
+        "hutch++": spec["probes"],  # on which its range depends
+        "xtrace": 2 * count,
+    }[spec["method"]]
+    if probes > AFFORDED:
+        origin.note(f"samples taken as they are, for any of them takes {probes} products")
+        return "mean and interval", checks
+    pairs = _left_out(spec, A, origin)
+    if spec["deflated"] and pairs is None:
+        return "mean and interval", checks
+    options = {key: spec[key] for key in ("method", "seed")}
+    again = ESTIMATES[found.quantity](A, probes=probes, deflate=pairs, **options)
+    relative = relative_of(A.dtype) + _told_error(spec)
+    relative += spec["pairs"]["tol"] if pairs is not None else 0.0
+    limit, done = relative * scale, len(again.samples)
+    checks += [
+        Check("exact part", found.exact, again.exact, limit, scale),
+        *(
+            Check(f"sample {i + 1}", float(found.samples[i]), float(again.samples[i]), limit, scale)
+            for i in _spots(done)
+        ),
+    ]
+    if spec["method"] == "xtrace":
+        checks.append(Check("standard error", found.stderr, again.stderr, limit, scale))
+    return f"{len(_spots(done))} of {count} samples", checks
+
+
+def _of_samples(found: Estimate, scale: float) -> list[Check]:
+    """Compare value, error and interval with those of the samples that are stored."""
+    mean, low, high = t_interval(found.samples)
+    exact, count, stderr = found.exact, len(found.samples), found.stderr
+    if found.spec["method"] == "xtrace":  # whose samples are not independent: by its own error
+        half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * stderr
+        low, high = mean - half, mean + half
+    elif count > 1:
+        stderr = float(found.samples.std()) / math.sqrt(count)
+    else:
+        stderr = math.nan
+    limit = RELATIVE[torch.float64] * scale
+    return [
+        Check("value", found.value, exact + mean, limit, scale),
+        Check("standard error of the samples", found.stderr, stderr, limit, scale),
+        Check("low end of the interval", float(found.interval[0]), exact + low, limit, scale),
+        Check("high end of the interval", float(found.interval[1]), exact + high, limit, scale),
+    ]
+
+
+def _diagonal(found: Diagonal, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare the largest, a middle and the smallest entry, and the sum of all."""
+    spec, n = found.spec, len(found.values)
+    _, A = _operator(spec, origin)
+    if found.products > AFFORDED:
+        origin.note(f"entries not recomputed, for any of them takes {found.products} products")
+        return "nothing", [of_exact("entries", n, A.size)]
+    again = diagonal(A, **{key: spec[key] for key in ("method", "probes", "seed")})
+    relative = relative_of(A.dtype) + _told_error(spec)
+    # To which an entry rounds, whose samples are its products with all others.
+    scale = float((found.values.abs() + found.stderr.nan_to_num() * found.samples**0.5).max())
+    places = dict.fromkeys([int(found.values.argmax()), n // 2, int(found.values.argmin())])
+    checks = [of_exact("samples", found.samples, again.samples)]
+    for i in places:
+        for name, stored, value in (
+            ("entry", found.values[i], again.values[i]),
+            ("standard error", found.stderr[i], again.stderr[i]),
+        ):
+            name, limit = f"{name} {i}", relative * scale
+            checks.append(Check(name, float(stored), float(value), limit, scale))
+    whole = n**0.5 * scale
+    total, other = float(found.values.sum()), float(again.values.sum())
+    checks.append(Check("sum", total, other, relative * whole, whole))
+    return f"{len(places)} of {n} entries", checks
+
+
 def _objectives(found: Line | Cut | Plane, origin: Origin) -> dict[str, Objective]:
     return {name: origin.objective(spec) for name, spec in found.spec["objectives"].items()}
 
@@ -449,4 +619,7 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "SubspaceSharpness": _subspace_sharpness,
     "Trajectory": _trajectory,
     "Comparison": _comparison,
+    "Density": _density,
+    "Estimate": _estimate,
+    "Diagonal": _diagonal,
 }

@@ -118,6 +118,7 @@ def density(
             "distribution": "uniform on the sphere",
             "seed": seed,
             "deflated": d,
+            "pairs": _made(deflate),
             "operator": A.spec,
         },
     )
@@ -271,6 +272,7 @@ class _Work:
         self.A, self.seed, self.progress = A, seed, progress
         self.counted = Counted(A, pieces, seed)
         self.known = _known(A, deflate)
+        self.made = _made(deflate)
         self.values = torch.zeros(0).double() if deflate is None else deflate.values.double().cpu()
         self.like = torch.empty(0, dtype=A.dtype, device=A.device)
         self.n, self.total = A.size, 0
@@ -431,6 +433,7 @@ def _estimate(
             **options,
             "stopped": ("rtol" if met else "budget") if asked else "probes",
             "deflated": len(work.values),
+            "pairs": work.made,
             "seed": work.seed,
             "operator": work.A.spec,
         },
@@ -563,6 +566,14 @@ def _known(A: Operator, pairs: Eigenpairs | None) -> Tensor | None:
             f"{len(pairs.values)} that did not: compute fewer of them, or to another tolerance"
         )
     return pairs.vectors.to(A.device, A.dtype)
+
+
+def _made(pairs: Eigenpairs | None) -> dict[str, Any] | None:
+    """Return how known eigenpairs were found, and at which cost; their operator is this one."""
+    if pairs is None:
+        return None
+    options = {key: value for key, value in pairs.spec.items() if key != "operator"}
+    return {**options, "products": pairs.products + pairs.check_products}
 
 
 def _budget(options: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sharpness as sh
-from sharpness import checks, names, store
+from sharpness import checks, names, recomputing, store
 from sharpness.checks import Check
 from sharpness.curvature import OPERATORS, Dense, Hessian
 from sharpness.directions import filter_normalized
@@ -186,6 +186,25 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("Convexity", field("largest_residuals", (1, 2), 1.0), "residual of largest"),
     ("Convexity", field("lengths", 1), "length 2"),
     ("Convexity", field("norm"), "norm"),
+    ("Density", field("nodes", (0, 0)), "first node of probe 1"),
+    ("Density", field("nodes", (0, -1)), "last node of probe 1"),
+    ("Density", field("nodes", (0, 9)), "mean square of probe 1"),
+    ("Density", lambda found: {"weights": found.weights.flip(1)}, "mean of probe 1"),
+    ("Density", field("weights", (2, 4)), "sum of the weights"),
+    ("Density", field("known", 1), "known eigenvalue 2"),
+    ("Density", lambda found: {"size": found.size + 1}, "size"),
+    ("Density", lambda found: {"products": found.products + 1}, "products"),
+    ("Estimate", field("value", by=1e-4), "value"),
+    ("Estimate", field("stderr", by=1e-4), "standard error of the samples"),
+    ("Estimate", field("interval", 0, 1e-4), "low end of the interval"),
+    ("Estimate", field("interval", 1, 1e-4), "high end of the interval"),
+    ("Estimate", field("exact", by=1e-2), "exact part"),
+    ("Estimate", field("samples", 0), "sample 1"),
+    ("Estimate", field("samples", 1), "value"),
+    ("Diagonal", lambda found: {"values": 1.001 * found.values}, "entry"),
+    ("Diagonal", lambda found: {"stderr": 1.001 * found.stderr}, "standard error"),
+    ("Diagonal", field("values", 7, 1e-2), "sum"),
+    ("Diagonal", lambda found: {"samples": found.samples + 1}, "samples"),
 ]
 
 
@@ -282,6 +301,74 @@ def test_differences_of_gradients_are_held_to_the_error_that_they_tell(
     assert pairs.spec["operator"]["product_error"] > 0
     assert not beyond(pairs, [run])
     assert beyond(replace(pairs, values=1.001 * pairs.values), [run])
+
+
+ESTIMATES: dict[str, Callable[[sh.Hessian], Any]] = {
+    "hutchinson": lambda A: sh.trace(A, method="hutchinson", probes=9),
+    "hutch++, beyond its first samples": lambda A: sh.trace(A, probes=9, rtol=1e-9, budget=15),
+    "xtrace": lambda A: sh.trace(A, method="xtrace", probes=8),
+    "trace without eigenvectors": lambda A: sh.trace(A, probes=9, deflate=sh.eigsh(A, 2)),
+    "squared norm": lambda A: sh.frobenius(A, probes=9),
+    "bekas": lambda A: sh.diagonal(A, method="bekas", probes=3),
+    "one sample": lambda A: sh.trace(A, method="hutchinson", probes=1),
+    "one probe": lambda A: sh.density(A, steps=5, probes=1),
+    "a probe without eigenvectors": lambda A: sh.density(A, steps=5, deflate=sh.eigsh(A, 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("made", ESTIMATES.values(), ids=ESTIMATES.keys())
+def test_estimates_of_every_method_verify(
+    made: Callable[[sh.Hessian], Any], dtype: str, run: Run
+) -> None:
+    found = made(sh.Hessian(sh.objective_of(run, examples=64, dtype=dtype)))
+    verified = sh.verify(found, [run])
+    assert verified.agrees, verified.text
+    assert not verified.notes
+    assert len(verified.checks) > 5
+
+
+def test_a_sample_that_no_number_made_of_them_gives_away_is_found(run: Run) -> None:
+    A = sh.Hessian(sh.objective_of(run, examples=64))
+    for method in ("hutchinson", "hutch++", "xtrace"):
+        found = sh.trace(A, method=method, probes=12)
+        # Moved against each other, so that their mean is the same.
+        samples = moved(found.samples, 0)
+        samples[-1] -= float(samples[0] - found.samples[0])
+        assert {"sample 1", f"sample {len(samples)}"} <= beyond(
+            replace(found, samples=samples), [run]
+        ).keys()
+
+
+def test_other_eigenvectors_of_the_same_eigenvalues_leave_the_same_probe(run: Run) -> None:
+    A = sh.Hessian(sh.objective_of(run, examples=64))
+    found = sh.density(A, steps=20, probes=1, deflate=sh.eigsh(A, 2, seed=5))
+    again = {**found.spec, "pairs": {**found.spec["pairs"], "seed": 0}}
+    verified = sh.verify(replace(found, spec=again), [run])
+    assert verified.agrees, verified.text
+    assert any(check.difference for check in verified.checks)
+
+
+def test_what_takes_too_many_products_is_told_and_left_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A = sh.Hessian(sh.objective_of(run, examples=64))
+    pairs = sh.eigsh(A, 2)
+    made = [
+        sh.density(A, steps=3, probes=1, deflate=pairs),
+        sh.trace(A, probes=12),
+        sh.trace(A, probes=6, deflate=pairs),
+        sh.diagonal(A, probes=12),
+        sh.density(A, steps=3, probes=1, deflate=sh.eigsh(A, 2, v0=pairs.vectors)),
+    ]
+    monkeypatch.setattr(recomputing, "AFFORDED", 8)
+    for found in made:
+        (note,) = sh.verify(found, [run]).notes
+        assert "recomputed, for" in note or "taken as they are, for" in note
+    few = sh.trace(A, method="hutchinson", probes=12)  # whose first samples can be had alone
+    verified = sh.verify(few, [run])
+    assert verified.subject == "3 of 12 samples"
+    assert not verified.notes
 
 
 @pytest.fixture(scope="module")
