@@ -90,7 +90,7 @@ def test_the_density_of_a_random_covariance_is_that_of_marchenko_and_pastur() ->
     assert (top.values > 1.05 * 2.25).tolist() == [True, True] + 10 * [False]  # no third
     for found, spike in zip(top.values[:2].tolist(), (5.0, 3.0), strict=True):
         assert abs(found / (spike * (1 + d / n / (spike - 1))) - 1) < 0.03
-    bulk = density(A, steps=80, probes=10, deflate=eigsh(A, 2))
+    bulk = density(A, steps=80, probes=80, deflate=eigsh(A, 2))
     nodes = bulk.nodes[bulk.weights > 1e-4]
     assert abs(float(nodes.min()) / 0.25 - 1) < 0.05
     assert abs(float(nodes.max()) / 2.25 - 1) < 0.05
