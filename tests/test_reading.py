@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -196,6 +197,16 @@ def test_a_tuple_that_many_groups_of_an_optimizer_share_is_no_bomb(tmp_path: Pat
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     (tmp_path / "a.pt").write_bytes(saved(content))
     assert same(read_checkpoint(tmp_path / "a.pt").weights, model.state_dict())
+
+
+def test_a_refusal_of_torch_without_a_name_is_told_by_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise pickle.UnpicklingError("no")
+
+    monkeypatch.setattr(torch, "load", refusing)
+    refused(tmp_path / "a.pt", saved(WEIGHTS), r"tensors, numbers and text \(UnpicklingError\)")
 
 
 def test_tensors_beside_the_weights_are_no_second_set(tmp_path: Path) -> None:
