@@ -8,7 +8,17 @@ import click
 
 from sharpness.bars import Progress
 
-from .parameters import COMMON, Name, Whole, analysis, overwrite, reporting, source
+from .parameters import (
+    COMMON,
+    Whole,
+    analysis,
+    deflate,
+    engine,
+    operator,
+    overwrite,
+    reporting,
+    source,
+)
 from .sources import Pieces, answer, beside, objective, opened, request
 
 
@@ -18,17 +28,9 @@ from .sources import Pieces, answer, beside, objective, opened, request
 @click.option(
     "--probes", type=Whole(1), default=8, help="Random directions; with one, no interval is known."
 )
-@click.option(
-    "--deflate",
-    type=Whole(0),
-    default=0,
-    help="Compute so many top eigenpairs first, which then count exactly: the probes resolve the "
-    "rest.",
-)
-@click.option(
-    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
-)
-@click.option("--engine", type=Name("curvature", "ENGINES"), help="As of sharpness eigs.")
+@deflate
+@operator
+@engine
 @analysis
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: RUN.density.h5 beside the run.")
@@ -57,9 +59,6 @@ def command(run: str, **options: Any) -> None:
     asked = request("density", {"run": opened_run}, options)
 
     def compute(progress: Progress, pieces: Pieces) -> Any:
-        for name, probe in _probes_of(path, asked).items():
-            if name not in pieces:
-                pieces[name] = probe
         f = objective(opened_run, options)
         A = OPERATORS[options["operator"]](f, engine=options["engine"])
         known = None
@@ -67,6 +66,9 @@ def command(run: str, **options: Any) -> None:
             known = eigsh(
                 A, options["deflate"], seed=options["seed"], pieces=pieces, progress=progress
             )
+        for name, probe in _probes_of(path, asked, A).items():
+            if name not in pieces:
+                pieces[name] = probe
         chosen = {key: options[key] for key in ("steps", "probes", "seed")}
         return density(A, **chosen, deflate=known, pieces=pieces, progress=progress)
 
@@ -81,13 +83,17 @@ def command(run: str, **options: Any) -> None:
     )
 
 
-def _probes_of(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the probes in a file that answers the same request but for their number."""
+def _probes_of(path: Path, asked: dict[str, Any], A: Any) -> dict[str, Any]:
+    """Return the probes in a file that answers the same request but for their number.
+
+    None, where another version, number of threads or micro-batch computed them: what one file
+    holds is of one way to compute it.
+    """
     import torch
 
     from sharpness.errors import ComputationError, InputError
     from sharpness.results import Density
-    from sharpness.store import load_as, request_of
+    from sharpness.store import load_as, request_of, versions, versions_of
 
     try:
         there = request_of(path)
@@ -96,6 +102,8 @@ def _probes_of(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         if alike != json.loads(json.dumps(asked)):
             return {}
         found = load_as(path, Density)
+        if found.spec["operator"] != A.spec or versions_of(path) != versions():
+            return {}
     except (InputError, ComputationError):  # none, or damaged: it is overwritten
         return {}
     kept = zip(found.nodes, found.weights, strict=True)

@@ -13,6 +13,8 @@ from .parameters import (
     Real,
     Whole,
     analysis,
+    engine,
+    operator,
     overwrite,
     reporting,
     source,
@@ -31,16 +33,8 @@ LARGE = 10**9  # parameters times examples, from which on products are kept: som
     default="LA",
     help="Largest (LA), smallest (SA) or largest in magnitude (LM).",
 )
-@click.option(
-    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
-)
-@click.option(
-    "--engine",
-    type=Name("curvature", "ENGINES"),
-    help="Keep the graphs of all batches, build them fresh for each product, or, where there is no "
-    "second derivative, take differences of gradients.  [default: cached where they fit in "
-    "memory, else fresh]",
-)
+@operator
+@engine
 @click.option("--tol", type=Real(above=0), help="Of residuals; 1e-4 in float32, 1e-8 in float64.")
 @click.option("--budget", type=Whole(1), help="Products to spend; 100 per basis vector by default.")
 @analysis

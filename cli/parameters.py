@@ -234,6 +234,23 @@ source = chained(
     click.option("--max-bytes", type=Bytes(), help="Of its file; 16GiB by default."),
     trust_spec,
 )
+operator = click.option(
+    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
+)
+engine = click.option(
+    "--engine",
+    type=Name("curvature", "ENGINES"),
+    help="Keep the graphs of all batches, build them fresh for each product, or, where there is no "
+    "second derivative, take differences of gradients.  [default: cached where they fit in "
+    "memory, else fresh]",
+)
+deflate = click.option(
+    "--deflate",
+    type=Whole(0),
+    default=0,
+    help="Compute so many top eigenpairs first, which then count exactly: the probes are spent on "
+    "the rest.",
+)
 split = click.option(
     "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
 )

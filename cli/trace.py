@@ -6,8 +6,22 @@ import click
 
 from sharpness.bars import Progress
 
-from .parameters import COMMON, Name, Real, Whole, analysis, overwrite, reporting, source
+from .parameters import (
+    COMMON,
+    Name,
+    Real,
+    Whole,
+    analysis,
+    deflate,
+    engine,
+    operator,
+    overwrite,
+    reporting,
+    source,
+)
 from .sources import Pieces, answer, beside, objective, opened, request
+
+OF_ESTIMATES = ("method", "probes", "rtol", "budget", "deflate")
 
 
 @click.command(context_settings=COMMON)
@@ -30,16 +44,9 @@ from .sources import Pieces, answer, beside, objective, opened, request
     help="Go on until half of the 95 % interval is within this share of the value.",
 )
 @click.option("--budget", type=Whole(1), help="Products at most, with --rtol; 100 times --probes.")
-@click.option(
-    "--deflate",
-    type=Whole(0),
-    default=0,
-    help="Compute so many top eigenpairs first, which then count exactly.",
-)
-@click.option(
-    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
-)
-@click.option("--engine", type=Name("curvature", "ENGINES"), help="As of sharpness eigs.")
+@deflate
+@operator
+@engine
 @analysis
 @source
 @click.option("-o", "--output", metavar="FILE", help="Default: RUN.QUANTITY.h5 beside the run.")
@@ -78,6 +85,3 @@ def command(run: str, **options: Any) -> None:
         label=options["quantity"],
         unit="products",
     )
-
-
-OF_ESTIMATES = ("method", "probes", "rtol", "budget", "deflate")

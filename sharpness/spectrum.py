@@ -231,10 +231,10 @@ def diagonal(
     """
     _require_method(method, DIAGONALS)
     work = _Work(A, None, seed, pieces, progress)
-    samples = DIAGONALS[method](work, probes)
-    count, mean, squares = 0, torch.zeros(A.size, dtype=torch.float64), torch.zeros(())
+    _require_counts(probes=probes)
+    count, mean = 0, torch.zeros(A.size, dtype=torch.float64)
     squares = torch.zeros_like(mean)
-    for sample in samples:
+    for sample in DIAGONALS[method](work, probes):
         count += 1
         step = sample.double().cpu() - mean
         mean = mean + step / count
@@ -579,6 +579,12 @@ def _made(pairs: Eigenpairs | None) -> dict[str, Any] | None:
 def _budget(options: dict[str, Any]) -> int:
     probes, rtol, budget = options["probes"], options["rtol"], options["budget"]
     _require_counts(probes=probes)
+    least = TRACES[options["method"]]
+    if probes < least:
+        raise InputError(
+            f"{options['method']} needs at least {least} probes, got {probes}: raise them, or take "
+            "another method"
+        )
     if rtol is not None and not (rtol > 0 and math.isfinite(rtol)):
         raise InputError(f"rtol needs to be above 0 and finite, got {rtol}: change it")
     if budget is not None and (rtol is None or budget < probes):
@@ -618,11 +624,13 @@ def _require_method(method: str, table: dict[str, Any]) -> None:
 def _require_counts(**counts: int) -> None:
     for name, count in counts.items():
         if not (isinstance(count, int) and count >= 1):
-            raise InputError(f"{name} need to be a whole number of at least 1, got {count}")
+            raise InputError(
+                f"{name} need to be a whole number of at least 1, got {count}: change them"
+            )
 
 
 TRACES = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}  # probes that each needs at least
-NORMS = {"hutchinson": 1, "hutch++": 3}
+NORMS = {name: TRACES[name] for name in ("hutchinson", "hutch++")}
 DIAGONALS: dict[str, Callable[[_Work, int], Any]] = {"bekas": _bekas, "xdiag": _xdiag}
 METHODS = {**TRACES, **dict.fromkeys(DIAGONALS, 1)}
 TABLES: dict[str, dict[str, Any]] = {"trace": TRACES, "frobenius": NORMS, "diagonal": DIAGONALS}

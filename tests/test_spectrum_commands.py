@@ -84,6 +84,17 @@ def test_more_probes_come_to_those_of_the_file(
     assert torch.equal(found.nodes, load_as("sb.density.h5", Density).nodes)
 
 
+def test_probes_of_another_number_of_threads_are_not_taken_over(
+    run: Run, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["density", "sb.h5", "--steps=9", "-q"]
+    with cpu_threads(2):
+        assert ask(*command, "--probes=2")[0] == 0
+    products = counted(monkeypatch)
+    assert ask(*command, "--probes=3", "--overwrite")[0] == 0
+    assert products[0] == 3 * 9 + 2
+
+
 def test_a_density_that_was_stopped_goes_on_and_gives_the_same_bytes(
     run: Run, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
