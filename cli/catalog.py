@@ -23,7 +23,7 @@ TABLES = {
     "losses": ("sharpness.problem", "LOSSES"),
     "optimizers": ("sharpness.training", "OPTIMIZERS"),
     "measures": ("sharpness.measures", "MEASURES"),
-    "operators": ("sharpness.curvature", "OPERATORS"),
+    "operators": ("sharpness.operators", "OPERATORS"),
     "recipes": ("sharpness.experiments", "RECIPES"),
 }
 

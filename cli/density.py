@@ -50,8 +50,8 @@ def command(run: str, **options: Any) -> None:
       sharpness density sb.h5 --deflate 10 --probes 16
       sharpness density sb.h5 --operator gauss-newton --dtype float64
     """
-    from sharpness.curvature import OPERATORS
     from sharpness.lanczos import eigsh
+    from sharpness.operators import OPERATORS
     from sharpness.spectrum import density
 
     opened_run = opened(run, options)

@@ -55,8 +55,8 @@ def command(run: str, **options: Any) -> None:
       sharpness eigs sb.h5 --split test --dtype float64 --which SA
       sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
     """
-    from sharpness.curvature import OPERATORS
     from sharpness.lanczos import eigsh
+    from sharpness.operators import OPERATORS
 
     opened_run = opened(run, options)
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}

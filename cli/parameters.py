@@ -235,7 +235,7 @@ source = chained(
     trust_spec,
 )
 operator = click.option(
-    "--operator", type=Name("curvature", "OPERATORS"), default="hessian", help="Of which matrix."
+    "--operator", type=Name("operators", "OPERATORS"), default="hessian", help="Of which matrix."
 )
 engine = click.option(
     "--engine",

@@ -62,8 +62,8 @@ def command(run: str, **options: Any) -> None:
       sharpness trace sb.h5 --quantity frobenius --split test
       sharpness trace sb.h5 --method hutchinson --probes 100 --deflate 10
     """
-    from sharpness.curvature import OPERATORS
     from sharpness.lanczos import eigsh
+    from sharpness.operators import OPERATORS
     from sharpness.spectrum import QUANTITIES, require_options
 
     opened_run = opened(run, options)

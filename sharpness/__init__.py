@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from sharpness.landscape import line as line
     from sharpness.micro_batches import halving as halving
     from sharpness.objective import Objective as Objective, accuracy as accuracy
+    from sharpness.operators import (
+        Block as Block,
+        Scaled as Scaled,
+        Sum as Sum,
+        WeightDecayed as WeightDecayed,
+    )
     from sharpness.planes import convexity as convexity, plane as plane
     from sharpness.problem import (
         objective_of as objective_of,
@@ -95,9 +101,13 @@ HOMES = {
     "train": "training",
     # curvature
     "AdaptiveHessian": "curvature",
+    "Block": "operators",
     "Dense": "curvature",
     "GaussNewton": "curvature",
     "Hessian": "curvature",
+    "Scaled": "operators",
+    "Sum": "operators",
+    "WeightDecayed": "operators",
     "density": "spectrum",
     "diagonal": "spectrum",
     "eigsh": "lanczos",

@@ -448,11 +448,6 @@ ENGINES: dict[str, Callable[[Curvature, Tensor], Rows]] = {
     "fresh": fresh,
     "finite-difference": finite_difference,
 }
-OPERATORS: dict[str, type[Curvature]] = {
-    "hessian": Hessian,
-    "adaptive-hessian": AdaptiveHessian,
-    "gauss-newton": GaussNewton,
-}
 
 
 def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = False) -> Tensor:

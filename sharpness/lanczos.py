@@ -16,8 +16,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from sharpness.curvature import Curvature, Operator
+from sharpness.curvature import Operator
 from sharpness.errors import InputError
+from sharpness.operators import sampling_errors_of
 from sharpness.probes import PROBES, Counted
 from sharpness.rayleigh_ritz import Basis, Key, inner
 from sharpness.results import Eigenpairs
@@ -149,11 +150,7 @@ def eigsh(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        sampling_errors=(
-            A.sampling_errors(vectors.to(A.device, A.dtype))
-            if isinstance(A, Curvature)
-            else torch.zeros(k, dtype=torch.float64)
-        ),
+        sampling_errors=sampling_errors_of(A, vectors.to(A.device, A.dtype)),
         orthogonality=float((gram - torch.eye(k).to(gram)).abs().max()),
         converged=settled & search.complete,
         products=products,

@@ -24,13 +24,14 @@ from sharpness.checks import (
     relative_of,
 )
 from sharpness.comparison import compare, compared
-from sharpness.curvature import OPERATORS, Curvature, Hessian
+from sharpness.curvature import Curvature, Hessian
 from sharpness.cuts import cut
 from sharpness.errors import InputError
 from sharpness.intervals import LEVEL, t_interval
 from sharpness.lanczos import TOLERANCE, eigsh
 from sharpness.landscape import line
 from sharpness.objective import Objective
+from sharpness.operators import OPERATORS
 from sharpness.planes import plane
 from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin

@@ -35,6 +35,7 @@ LAYERS = [
     },
     {"micro_batches", "finite"},
     {"problem", "curvature"},
+    {"operators"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"quadrature"},

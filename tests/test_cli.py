@@ -25,10 +25,10 @@ from sharpness.experiments import RECIPES
 
 import sharpness as sh
 from sharpness import names, plots
-from sharpness.curvature import OPERATORS
 from sharpness.data import DATA
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
+from sharpness.operators import OPERATORS
 from sharpness.problem import LOSSES
 from sharpness.results import RESULTS
 from sharpness.training import OPTIMIZERS, cpu_threads

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpness.curvature import OPERATORS, Curvature, Dense, Hessian
+from sharpness.curvature import Curvature, Dense, Hessian
 from sharpness.errors import InputError
 from sharpness.objective import Objective
+from sharpness.operators import OPERATORS
 from sharpness.probes import TOLERANCE, require_symmetric
 
 cross_entropy = nn.functional.cross_entropy

@@ -14,8 +14,9 @@ import torch
 import sharpness as sh
 from sharpness import checks, names, recomputing, store
 from sharpness.checks import Check
-from sharpness.curvature import OPERATORS, Dense, Hessian
+from sharpness.curvature import Dense, Hessian
 from sharpness.directions import filter_normalized
+from sharpness.operators import OPERATORS
 from sharpness.recomputing import VERIFIERS
 from sharpness.results import RESULTS, Result, Run, Solution
 from sharpness.training import TrainConfig, cpu_threads, train
