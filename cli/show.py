@@ -29,14 +29,14 @@ from sharpness.results import (
     SubspaceSharpness,
     Trajectory,
 )
-from sharpness.text import interval, table
+from sharpness.text import table
 
+from . import spectra
 from .parameters import COMMON, reporting
+from .words import operator, place
 
 ENTRIES = 10_000  # of an array; a larger one is told by its shape in JSON
 FEW = 5  # points that are named one by one
-DIGITS = 8  # of a number whose error is 0, or far below it
-UNSURE = 4  # digits of one whose error is unknown
 # The values of a grid by name, which are data where they are not finite.
 GRIDS: dict[type, Callable[[Any], dict[str, Tensor]]] = {
     Line: lambda found: found.values,
@@ -203,15 +203,6 @@ def _ending(run: Run) -> str:
     return "interrupted there" if run.stopped == "interrupted" else f"stopped by {run.stopped}"
 
 
-def _where(spec: dict[str, Any]) -> str:
-    """Return on what an objective's spec says something was computed."""
-    words = f"{spec['parameters']:,} parameters, {spec['dtype'].replace('torch.', '')}"
-    words += f" by {spec['gemm']}" if "gemm" in spec else ""
-    if "split" in spec:
-        words += f", {spec['split']} part, {spec['examples']} of {spec['of']} examples"
-    return words
-
-
 def _eigenpairs(pairs: Eigenpairs) -> list[str]:
     sampled = bool((pairs.sampling_errors != 0).any())
     rows = [
@@ -230,17 +221,11 @@ def _eigenpairs(pairs: Eigenpairs) -> list[str]:
     ]
     header = ["i", "eigenvalue", "residual", "converged", *(["sampling error"] if sampled else [])]
     return [
-        _of(pairs.spec["operator"]),
+        operator(pairs.spec["operator"]),
         *table(header, rows),
         f"{pairs.products} products, {pairs.check_products} more to "
         f"check them; |V V^T - I| <= {pairs.orthogonality:.1e}",
     ]
-
-
-def _of(operator: dict[str, Any]) -> str:
-    """Return of which operator something is, and on what that is."""
-    words = str(operator["operator"])
-    return f"{words}: {_where(operator['objective'])}" if "objective" in operator else words
 
 
 def _line(line: Line) -> list[str]:
@@ -263,7 +248,7 @@ def _line(line: Line) -> list[str]:
 
 def _grounds(spec: dict[str, Any]) -> list[str]:
     """Return what the values were computed of."""
-    words = [_where(of) for of in spec["objectives"].values()]
+    words = [place(of) for of in spec["objectives"].values()]
     norms = spec.get("batch_norm_layers", 0)
     return [*words, *([f"BatchNorm {spec['batch_norm']}, {norms} layers"] if norms else [])]
 
@@ -407,7 +392,7 @@ def _bands(found: Cut) -> list[str]:
 def _sharpness(found: Sharpness) -> list[str]:
     spec = found.spec
     lines = [
-        f"Metric 2.1 (epsilon {found.epsilon:g}): {_where(spec['objective'])}",
+        f"Metric 2.1 (epsilon {found.epsilon:g}): {place(spec['objective'])}",
         f"value {found.value:.8g} (at least: the best of {len(found.start_values)} starts)",
     ]
     if found.sampling_error:
@@ -452,7 +437,7 @@ def _subspace(found: SubspaceSharpness) -> list[str]:
     known = "unknown" if math.isnan(low) else f"[{low:.6g}, {high:.6g}]"
     return [
         f"Metric 2.1 in subspaces of {spec['dimension']} dimensions (epsilon {found.epsilon:g}): "
-        f"{_where(spec['objective'])}",
+        f"{place(spec['objective'])}",
         f"mean {found.value:.8g} over {spec['draws']} draws, 95 % interval {known}",
         f"loss {found.loss:.8g}; {found.gradients} gradients",
         *table(["draw", "value", "first-order share"], rows),
@@ -482,7 +467,7 @@ def _trajectory(found: Trajectory) -> list[str]:
     ]
     header = ["updates", "training loss", "lambda_1", "residual", "Metric 2.1", "1st-order share"]
     return [
-        f"along training (epsilon {found.epsilon:g}): {_where(found.spec['objective'])}",
+        f"along training (epsilon {found.epsilon:g}): {place(found.spec['objective'])}",
         *table(header, rows),
     ]
 
@@ -584,130 +569,6 @@ def _at_zero(found: Plane) -> tuple[int, int] | None:
     return (places[0][0], places[1][0]) if all(places) else None
 
 
-def _density(found: Density) -> list[str]:
-    spec, known = found.spec, found.known
-    low, high = _ends(found.nodes)
-    lines = [
-        _of(spec["operator"]),
-        f"spectral density of {found.size:,} eigenvalues from {_probes(found)}: "
-        f"{_many(found.products, 'product')}, {found.check_products} more to check them",
-        f"nodes from {low:.6g} to {high:.6g}",
-    ]
-    if len(known):
-        first = ", ".join(f"{x:.6g}" for x in known[:FEW].tolist())
-        more = ", ..." if len(known) > FEW else ""
-        lines.append(f"beside {_many(len(known), 'known eigenvalue')}, exact: {first}{more}")
-    shares = (
-        ("above 0", found.positive_mass),
-        ("0 to rounding", found.zero_mass),
-        ("below 0", found.negative_mass),
-    )
-    rows = [["mean eigenvalue", interval(found.moment(1))]]
-    rows += [[f"share of eigenvalues {name}", interval(share)] for name, share in shares]
-    lines += table(["over the probes", "with 95 % interval"], rows)
-    return lines + _unresolved(found)
-
-
-def _unresolved(found: Density) -> list[str]:
-    """Return what share the nodes beside 0 stand for, which may be on the other side.
-
-    Up to a node there is the weight below it at least, and with its own at most (Chebyshev, Markov
-    and Stieltjes): no interval over the probes has that.
-    """
-    shares = []
-    for nodes, weights in zip(found.nodes, found.weights, strict=True):
-        below, above = (nodes < 0).nonzero().flatten()[-1:], (nodes > 0).nonzero().flatten()[:1]
-        is_there = bool((nodes.abs() < found.rounding).any())  # an eigenvalue of 0, which is known
-        if len(below) and len(above) and not is_there:
-            shares.append(float(weights[below] + weights[above]))
-    share = sum(shares) / len(found.nodes) * (1 - len(found.known) / found.size)
-    if not share:
-        return []
-    steps = found.nodes.shape[1]
-    return [f"nodes beside 0 have a share of {share:.2g}, whose sign {steps} steps do not tell"]
-
-
-def _probes(found: Density) -> str:
-    """Return of how many probes and steps a density is."""
-    count, steps = found.nodes.shape
-    return f"{_many(count, 'probe')} of {_many(steps, 'step')}"
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest of the numbers that there are."""
-    known = values[~values.isnan()]
-    return float(known.min()), float(known.max())
-
-
-def _estimate(found: Estimate) -> list[str]:
-    spec = found.spec
-    exact = f" ({found.exact:.{_digits(found)}g} of it exact)" if found.exact else ""
-    lines = [
-        _of(spec["operator"]),
-        f"{_estimated(found)}, standard error {_known(found.stderr, '.3g')}, of "
-        f"{_many(found.products, 'product')} by {spec['method']}{exact}",
-    ]
-    if not found.met:
-        lines.append(f"{_unmet(found)}: raise the budget")
-    deflated = spec["deflated"]
-    known = f", beside {_many(deflated, 'known eigenvalue')}" if deflated else ""
-    return [
-        *lines,
-        f"{_many(len(found.samples), 'sample')}{known}; {found.check_products} more products to "
-        "check the operator",
-    ]
-
-
-def _estimated(found: Estimate) -> str:
-    """Return what is estimated, with its interval, to the digits that its error leaves it."""
-    digits = _digits(found)
-    low, high = (f"{x:.{digits}g}" for x in found.interval.tolist())
-    bounds = "unknown" if math.isnan(found.stderr) else f"{low}, {high}"
-    return f"{found.quantity} {found.value:.{digits}g} [{bounds}]"
-
-
-def _digits(found: Estimate) -> int:
-    """Return how many digits of an estimate its error leaves, and two more, at least three."""
-    value, error = abs(found.value), found.stderr
-    if not error or math.isnan(error):
-        return UNSURE if error else DIGITS
-    return min(DIGITS, max(3, math.ceil(math.log10(value / error)) + 2 if value else 3))
-
-
-def _unmet(found: Estimate) -> str:
-    low, high = found.interval.tolist()
-    half = (high - low) / 2 / abs(found.value) if found.value else math.nan
-    return (
-        f"NOT within rtol {found.spec['rtol']:g}, half of the interval is {_known(half, '.2g')} "
-        "of the value"
-    )
-
-
-def _diagonal(found: Diagonal) -> list[str]:
-    values, count = found.values, found.samples
-    rows = []
-    for name, i in (("largest", int(values.argmax())), ("smallest", int(values.argmin()))):
-        error = float(found.stderr[i])
-        rows.append([name, str(i), f"{float(values[i]):.6g}", _known(error, ".2g")])
-    below = f"{int((values < -2 * found.stderr).sum()):,} of {len(values):,}"
-    return [
-        _of(found.spec["operator"]),
-        f"diagonal of {_many(found.products, 'product')} by {found.spec['method']}, "
-        f"{_many(count, 'sample')}; {found.check_products} more to check the operator",
-        *table(["entry", "parameter", "value", "standard error"], rows),
-        f"sum {float(values.sum()):.6g}; below 0 by more than two standard errors: "
-        f"{below if count > 1 else 'unknown'}",
-    ]
-
-
-def _known(x: float, form: str) -> str:
-    return "unknown" if math.isnan(x) else f"{x:{form}}"
-
-
 LINES: dict[type, Callable[[Any], list[str]]] = {
     Run: _run,
     Eigenpairs: _eigenpairs,
@@ -719,9 +580,9 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Comparison: _comparison,
     Plane: _plane,
     Convexity: _convexity,
-    Density: _density,
-    Estimate: _estimate,
-    Diagonal: _diagonal,
+    Density: spectra.density,
+    Estimate: spectra.estimate,
+    Diagonal: spectra.diagonal,
 }
 
 
@@ -797,25 +658,6 @@ def _convexity_summary(found: Convexity) -> str:
     return words + (f", {missing} NOT converged" if missing else "")
 
 
-def _density_summary(found: Density) -> str:
-    ends = [*_ends(found.nodes), *found.known.tolist()]
-    words = f"{found.spec['operator']['operator']}: {found.size:,} eigenvalues by {_probes(found)}"
-    words += f", {len(found.known)} known" if len(found.known) else ""
-    return f"{words}, from {min(ends):.4g} to {max(ends):.4g}"
-
-
-def _estimate_summary(found: Estimate) -> str:
-    words = f"{found.spec['operator']['operator']}: {_estimated(found)} by {found.spec['method']}"
-    return words if found.met else f"{words}, {_unmet(found)}"
-
-
-def _diagonal_summary(found: Diagonal) -> str:
-    low, high = _ends(found.values)
-    words = f"{found.spec['operator']['operator']}: diagonal of {len(found.values):,} parameters"
-    words += f" by {found.spec['method']}, {low:.4g} to {high:.4g}"
-    return words + (", standard errors unknown" if found.samples < 2 else "")
-
-
 SUMMARIES: dict[type, Callable[[Any], str]] = {
     Run: _run_summary,
     Eigenpairs: _pairs_summary,
@@ -827,7 +669,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Comparison: _comparison_summary,
     Plane: _plane_summary,
     Convexity: _convexity_summary,
-    Density: _density_summary,
-    Estimate: _estimate_summary,
-    Diagonal: _diagonal_summary,
+    Density: spectra.density_summary,
+    Estimate: spectra.estimate_summary,
+    Diagonal: spectra.diagonal_summary,
 }
