@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         InputError as InputError,
         OutOfMemoryError as OutOfMemoryError,
     )
+    from sharpness.fisher import EmpiricalFisher as EmpiricalFisher, Fisher as Fisher
     from sharpness.gemm import fast_gemm as fast_gemm
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
@@ -103,6 +104,8 @@ HOMES = {
     "AdaptiveHessian": "curvature",
     "Block": "operators",
     "Dense": "curvature",
+    "EmpiricalFisher": "fisher",
+    "Fisher": "fisher",
     "GaussNewton": "curvature",
     "Hessian": "curvature",
     "Scaled": "operators",

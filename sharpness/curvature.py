@@ -155,9 +155,15 @@ class Curvature(ABC):
                 "attention": "math",
                 **({"rnn": "native"} if self.objective.is_recurrent else {}),
             },
+            **self.making,
             "point": fingerprint(self._here),
             "objective": self.objective.spec,
         }
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What else there is to say of how the matrix comes about, by the names of arguments."""
+        return {}
 
     @property
     def engine(self) -> str:
@@ -181,7 +187,7 @@ class Curvature(ABC):
         kept = []
 
         def build(i: int, inputs: Inputs, targets: Targets) -> Tensor:
-            kept.append(self.batch_map(inputs, targets))
+            kept.append(self.batch_map(i, inputs, targets))
             return self.theta.new_zeros(())
 
         _ = self.point
@@ -296,8 +302,8 @@ class Curvature(ABC):
         )
 
     @abstractmethod
-    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
-        """Return the map of one batch, a function from (n,) to (n,)."""
+    def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return the map of batch i, a function from (n,) to (n,)."""
 
 
 class Hessian(Curvature):
@@ -315,7 +321,7 @@ class Hessian(Curvature):
     tensor([1., 4.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> H v of one batch."""
         loss = self._seen(self.objective.batch_loss(self.point, inputs, targets))
         slope = _vjp(loss, self.theta, create_graph=True)
@@ -373,9 +379,9 @@ class AdaptiveHessian(Hessian):
     tensor([1., 1.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
+    def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> |theta| H (|theta| v) of one batch."""
-        scale, product = self.theta.detach().abs(), super().batch_map(inputs, targets)
+        scale, product = self.theta.detach().abs(), super().batch_map(i, inputs, targets)
         return lambda v: scale * product(scale * v)
 
     def differences(self, v: Tensor) -> Rows:
@@ -385,10 +391,33 @@ class AdaptiveHessian(Hessian):
         return lambda *batch: scale * rows(*batch)
 
 
-class GaussNewton(Curvature):
+class OutputCurvature(Curvature):
+    """J^T M J, with J the Jacobian of the outputs of a batch and M a symmetric map of them."""
+
+    def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return v -> J^T M J v of one batch."""
+        z: object = self.objective.outputs(self.point, inputs)
+        if not isinstance(z, Tensor):
+            raise InputError(
+                f"{type(self).__name__} needs outputs in one tensor, got a {type(z).__name__}: "
+                "take the Hessian, or return the tensor alone"
+            )
+        u = torch.zeros_like(z, requires_grad=True)
+        Ju = _vjp(z, self.theta, u, create_graph=True)  # J^T u is linear in u: its vjp is J
+        M = self.output_map(i, z.detach(), targets)
+        return lambda v: _vjp(z, self.theta, M(_vjp(Ju, u, v)))
+
+    @abstractmethod
+    def output_map(self, i: int, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return M of batch i, a function of tensors of the shape of its outputs z."""
+
+
+class GaussNewton(OutputCurvature):
     """J^T H J, with J the Jacobian of the outputs and H the Hessian of the loss in them.
 
-    Positive semidefinite for a convex loss; equal to the Hessian where the outputs are linear.
+    H is that of the loss as it is: with its classes on any axis, class weights, ignored targets
+    or smoothed labels. The matrix is positive semidefinite for a convex loss, and equal to the
+    Hessian where the outputs are linear in theta.
 
     >>> X, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
     >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -397,20 +426,12 @@ class GaussNewton(Curvature):
     tensor([1., 4.])
     """
 
-    def batch_map(self, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
-        """Return v -> J^T H J v of one batch."""
-        z: object = self.objective.outputs(self.point, inputs)
-        if not isinstance(z, Tensor):
-            raise InputError(
-                f"GaussNewton needs outputs in one tensor, got a {type(z).__name__}: take the "
-                "Hessian, or return the tensor alone"
-            )
-        u = torch.zeros_like(z, requires_grad=True)
-        Ju = _vjp(z, self.theta, u, create_graph=True)  # J^T u is linear in u: its vjp is J
-        leaf = z.detach().requires_grad_()
+    def output_map(self, i: int, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return the Hessian of the loss of one batch in its outputs."""
+        leaf = z.requires_grad_()
         loss = self._seen(self.objective.loss_of_outputs(leaf, targets))
         slope = _vjp(loss, leaf, create_graph=True)
-        return lambda v: _vjp(z, self.theta, _vjp(slope, leaf, _vjp(Ju, u, v)))
+        return lambda u: _vjp(slope, leaf, u)
 
 
 def cached(A: Curvature, v: Tensor) -> Rows:
@@ -418,7 +439,7 @@ def cached(A: Curvature, v: Tensor) -> Rows:
 
     def product(i: int, inputs: Inputs, targets: Targets) -> Tensor:
         if i not in A.maps:
-            A.maps[i] = A.batch_map(inputs, targets)
+            A.maps[i] = A.batch_map(i, inputs, targets)
         return A.maps[i](v)
 
     return product
@@ -426,7 +447,7 @@ def cached(A: Curvature, v: Tensor) -> Rows:
 
 def fresh(A: Curvature, v: Tensor) -> Rows:
     """Return the product of a batch by a map that is built for it."""
-    return lambda i, inputs, targets: A.batch_map(inputs, targets)(v)
+    return lambda i, inputs, targets: A.batch_map(i, inputs, targets)(v)
 
 
 def finite_difference(A: Curvature, v: Tensor) -> Rows:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sharpness.curvature import AdaptiveHessian, Curvature, GaussNewton, Hessian, Operator
 from sharpness.errors import InputError
+from sharpness.fisher import EmpiricalFisher, Fisher
 from sharpness.vectors import digest
 
 NAMED = 5  # parameters that an error names
@@ -21,6 +22,8 @@ OPERATORS: dict[str, type[Curvature]] = {
     "hessian": Hessian,
     "adaptive-hessian": AdaptiveHessian,
     "gauss-newton": GaussNewton,
+    "fisher": Fisher,
+    "empirical-fisher": EmpiricalFisher,
 }
 
 

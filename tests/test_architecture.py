@@ -11,7 +11,7 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap", "disk", "signals", "text", "intervals", "styles"},
+    {"errors", "bars", "heap", "disk", "signals", "text", "intervals", "styles", "likelihoods"},
     {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm"},
@@ -35,6 +35,7 @@ LAYERS = [
     },
     {"micro_batches", "finite"},
     {"problem", "curvature"},
+    {"fisher"},
     {"operators"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
