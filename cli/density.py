@@ -19,7 +19,7 @@ from .parameters import (
     reporting,
     source,
 )
-from .sources import Pieces, answer, beside, objective, opened, request
+from .sources import Pieces, answer, beside, curvature, objective, opened, request
 
 
 @click.command(context_settings=COMMON)
@@ -51,7 +51,6 @@ def command(run: str, **options: Any) -> None:
       sharpness density sb.h5 --operator gauss-newton --dtype float64
     """
     from sharpness.lanczos import eigsh
-    from sharpness.operators import OPERATORS
     from sharpness.spectrum import density
 
     opened_run = opened(run, options)
@@ -60,7 +59,7 @@ def command(run: str, **options: Any) -> None:
 
     def compute(progress: Progress, pieces: Pieces) -> Any:
         f = objective(opened_run, options)
-        A = OPERATORS[options["operator"]](f, engine=options["engine"])
+        A, _ = curvature(f, options)
         known = None
         if options["deflate"]:
             known = eigsh(

@@ -19,7 +19,7 @@ from .parameters import (
     reporting,
     source,
 )
-from .sources import Pieces, Source, answer, beside, objective, opened, request
+from .sources import Pieces, Source, answer, beside, curvature, objective, opened, request
 
 LARGE = 10**9  # parameters times examples, from which on products are kept: some seconds of them
 
@@ -53,10 +53,10 @@ def command(run: str, **options: Any) -> None:
     Examples:
       sharpness eigs sb.h5 -k 10
       sharpness eigs sb.h5 --split test --dtype float64 --which SA
+      sharpness eigs sb.h5 --params '0,*.bias' --weight-decay 5e-4
       sharpness eigs sb.pt --model nets:build --data nets:digits --loss cross_entropy
     """
     from sharpness.lanczos import eigsh
-    from sharpness.operators import OPERATORS
 
     opened_run = opened(run, options)
     chosen = {key: options[key] for key in ("k", "which", "tol", "budget", "seed")}
@@ -65,8 +65,8 @@ def command(run: str, **options: Any) -> None:
 
     def compute(progress: Progress, pieces: Pieces) -> Any:
         f = objective(opened_run, options)
-        A = OPERATORS[options["operator"]](f, engine=options["engine"])
-        with account.of(A):
+        A, matrix = curvature(f, options)
+        with account.of(matrix):
             return eigsh(
                 A,
                 **chosen,

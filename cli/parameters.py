@@ -234,8 +234,34 @@ source = chained(
     click.option("--max-bytes", type=Bytes(), help="Of its file; 16GiB by default."),
     trust_spec,
 )
-operator = click.option(
-    "--operator", type=Name("operators", "OPERATORS"), default="hessian", help="Of which matrix."
+# Of which matrix, for ``sources.curvature``.
+operator = chained(
+    click.option(
+        "--operator",
+        type=Name("operators", "OPERATORS"),
+        default="hessian",
+        help="Of which matrix.",
+    ),
+    click.option(
+        "--draws", type=Whole(1), help="Labels drawn for each target, of fisher.  [default: 1]"
+    ),
+    click.option(
+        "--weight-decay",
+        type=Real(least=0),
+        help="Add so many times the identity, as a penalty of the loss would.",
+    ),
+    click.option(
+        "--decayed",
+        type=Several(click.STRING),
+        metavar="PATTERN,...",
+        help="Parameters with weight decay, by name or pattern.  [default: all]",
+    ),
+    click.option(
+        "--params",
+        type=Several(click.STRING),
+        metavar="PATTERN,...",
+        help="The block of these parameters alone, such as '0,*.bias'.",
+    ),
 )
 engine = click.option(
     "--engine",

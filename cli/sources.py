@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,10 @@ from .account import peak
 from .logs import LIBRARY
 from .parameters import MEMORY, Bytes
 from .show import note, report
+
+if TYPE_CHECKING:
+    from sharpness.curvature import Curvature, Operator
+    from sharpness.objective import Objective
 
 # Options that a checkpoint needs and a run's file knows by itself.
 OF_CHECKPOINT = (
@@ -101,6 +105,26 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
     return f
 
 
+def curvature(f: "Objective", options: dict[str, Any]) -> "tuple[Operator, Curvature]":
+    """Return the operator that the options ask for, and the matrix of f that it is made of."""
+    from sharpness.operators import OPERATORS, Block, WeightDecayed
+
+    more: dict[str, Any] = {}
+    if options["operator"] == "fisher":
+        more = {"draws": options["draws"] or 1, "seed": options["seed"]}
+    elif options["draws"]:
+        raise InputError(f"--draws is for fisher, got {options['operator']}: leave it out")
+    base = OPERATORS[options["operator"]](f, engine=options["engine"], **more)
+    A: Operator = base
+    if options["weight_decay"]:
+        A = WeightDecayed(A, options["weight_decay"], params=options["decayed"])
+    elif options["decayed"]:
+        raise InputError("--decayed is for --weight-decay, got none: give it too")
+    if options["params"]:
+        A = Block(A, options["params"])
+    return A, base
+
+
 def gemm(options: dict[str, Any]) -> AbstractContextManager[None]:
     """Return the context of the product of matrices that the options ask for."""
     from sharpness.gemm import fast_gemm
@@ -144,7 +168,7 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     # A default is left out: it is what files stand for that are older than the option.
     if asked.get("bn") == (None if command in ("line", "plane") else "frozen"):
         asked.pop("bn", None)
-    for key in ("fast_gemm", "key"):
+    for key in ("fast_gemm", "key", "draws", "weight_decay", "decayed", "params"):
         if not asked.get(key):
             asked.pop(key, None)
     if command != "eigs" and asked.get("memory") == Bytes().convert(MEMORY, None, None):

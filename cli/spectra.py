@@ -3,9 +3,9 @@
 import math
 
 from sharpness.results import Density, Diagonal, Estimate
-from sharpness.text import interval, table
+from sharpness.text import interval, operator_name, table
 
-from .words import ends_of, many, number, operator, operator_name
+from .words import ends_of, many, number, operator
 
 FEW = 5  # known eigenvalues that are told one by one
 DIGITS = 8  # of a number whose error is 0, or far below it

@@ -19,7 +19,7 @@ from .parameters import (
     reporting,
     source,
 )
-from .sources import Pieces, answer, beside, objective, opened, request
+from .sources import Pieces, answer, beside, curvature, objective, opened, request
 
 OF_ESTIMATES = ("method", "probes", "rtol", "budget", "deflate")
 
@@ -60,10 +60,10 @@ def command(run: str, **options: Any) -> None:
       sharpness trace sb.h5
       sharpness trace sb.h5 --rtol 0.01
       sharpness trace sb.h5 --quantity frobenius --split test
+      sharpness trace sb.h5 --operator fisher --draws 4
       sharpness trace sb.h5 --method hutchinson --probes 100 --deflate 10
     """
     from sharpness.lanczos import eigsh
-    from sharpness.operators import OPERATORS
     from sharpness.spectrum import QUANTITIES, require_options
 
     opened_run = opened(run, options)
@@ -71,7 +71,7 @@ def command(run: str, **options: Any) -> None:
 
     def compute(progress: Progress, pieces: Pieces) -> Any:
         f = objective(opened_run, options)
-        A = OPERATORS[options["operator"]](f, engine=options["engine"])
+        A, _ = curvature(f, options)
         more = dict(chosen)
         if options["deflate"]:
             more["deflate"] = eigsh(A, options["deflate"], seed=options["seed"], progress=progress)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sharpness.text import objective_spec, operator_name
+
 
 def place(spec: dict[str, Any]) -> str:
     """Return on what an objective's spec says something was computed."""
@@ -17,39 +19,8 @@ def place(spec: dict[str, Any]) -> str:
 
 def operator(made: dict[str, Any]) -> str:
     """Return of which operator something is, and on what that is."""
-    objective = _objective(made)
+    objective = objective_spec(made)
     return f"{operator_name(made)}: {place(objective)}" if objective else operator_name(made)
-
-
-def operator_name(made: dict[str, Any]) -> str:
-    """Return what an operator is, and what it is made of.
-
-    >>> of = {"operator": "Hessian"}
-    >>> operator_name({"operator": "Block", "params": ["0.weight"], "of": of})
-    'Hessian on 0.weight'
-    >>> operator_name({"operator": "WeightDecayed", "weight_decay": 0.1, "params": None, "of": of})
-    'Hessian + 0.1 I'
-    """
-    kind = str(made["operator"])
-    if kind == "Sum":
-        terms = [f"{x['factor']:g} {operator_name(x['of'])}" for x in made["terms"]]
-        return " + ".join(terms)
-    if "of" not in made:
-        return kind
-    inner = operator_name(made["of"])
-    names = ", ".join(made.get("params") or [])
-    if kind == "Block":
-        return f"{inner} on {names or 'some unknowns'}"
-    if kind == "WeightDecayed":
-        return f"{inner} + {made['weight_decay']:g} I" + (f" on {names}" if names else "")
-    return f"{kind} {inner}"
-
-
-def _objective(made: dict[str, Any]) -> Any:
-    """Return the spec of the objective that an operator is of, None where there is none."""
-    if made["operator"] == "Sum":
-        return next(filter(None, (_objective(term["of"]) for term in made["terms"])), None)
-    return _objective(made["of"]) if "of" in made else made.get("objective")
 
 
 def many(count: int, noun: str) -> str:

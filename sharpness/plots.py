@@ -60,6 +60,7 @@ from sharpness.styles import (
     PURPLE as PURPLE,
     label_decades as label_decades,
 )
+from sharpness.text import objective_spec, operator_name
 
 MOST_COLUMNS = 4  # of panels
 MOST_MARKERS = 30  # of one curve; more run into each other
@@ -893,14 +894,15 @@ def _about(spec: Mapping[str, Any]) -> list[str]:
             f"{record['learning_rate']:g}, batch size {record['batch_size']}, seed {record['seed']}"
         ]
     operator = spec.get("operator", {})
-    objectives = spec.get("objectives") or {"": spec.get("objective") or operator.get("objective")}
+    made = objective_spec(operator) if operator else None
+    objectives = spec.get("objectives") or {"": spec.get("objective") or made}
     known = [objective for objective in objectives.values() if objective]
     if not known:
         return []
     parts = [
         f"{x['split']} part, {x['examples']} of {x['of']} examples" for x in known if "split" in x
     ]
-    head = [operator["operator"]] if "operator" in operator else []
+    head = [operator_name(operator)] if operator else []
     if "epsilon" in spec:
         head.append(f"$\\epsilon$ = {spec['epsilon']:g}")
     return [", ".join([*head, f"{known[0]['parameters']:,} parameters"]), "; ".join(parts)]

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from sharpness.curvature import Operator
 from sharpness.errors import InputError
 from sharpness.names import GIVEN, require_given, resolve
 from sharpness.objective import Objective, fingerprint
+from sharpness.operators import OPERATORS, Block, Sum, WeightDecayed
 from sharpness.problem import objective_of, pose, solution
 from sharpness.results import Run, Solution
 
@@ -84,6 +86,30 @@ class Origin:
                 f"{', '.join(differing)}: verify it by the version of sharpness that computed it"
             )
         return f
+
+    def operator(self, spec: Mapping[str, Any]) -> Operator:
+        """Return the operator that has this spec.
+
+        Raises:
+            InputError: If it is none of an objective, or is made by vectors that no spec has.
+        """
+        kind, by_class = spec.get("operator"), {kind.__name__: kind for kind in OPERATORS.values()}
+        if kind in by_class:
+            f = self.objective(spec["objective"])
+            options = {key: spec[key] for key in ("draws", "seed") if key in spec}
+            here = self.point(f, spec["point"])
+            return by_class[kind](f, here, engine=spec["engine"], **options)
+        if kind == "Sum":
+            return Sum(*((x["factor"], self.operator(x["of"])) for x in spec["terms"]))
+        if kind == "WeightDecayed":
+            decay, params = spec["weight_decay"], spec["params"]
+            return WeightDecayed(self.operator(spec["of"]), decay, params=params)
+        if kind == "Block" and "params" in spec:
+            return Block(self.operator(spec["of"]), spec["params"])
+        raise InputError(
+            f"verify needs an operator of a run, {', '.join(by_class)}, or a sum, weight decay or "
+            f"block of such, got {kind}: compare the numbers yourself"
+        )
 
     def point(self, f: Objective, sha256: str) -> Solution:
         """Return the point of a run at hand that has this fingerprint, as the objective has it.
@@ -181,8 +207,10 @@ def runs_in(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for key, value in spec.items():
         if key == "run" and isinstance(value, dict) and "train" in value:
             yield value
-        elif isinstance(value, dict):
-            yield from runs_in(value)
+            continue
+        for below in value if isinstance(value, list) else [value]:
+            if isinstance(below, dict):
+                yield from runs_in(below)
 
 
 def threads_in(spec: Mapping[str, Any]) -> int | None:

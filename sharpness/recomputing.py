@@ -24,14 +24,13 @@ from sharpness.checks import (
     relative_of,
 )
 from sharpness.comparison import compare, compared
-from sharpness.curvature import Curvature, Hessian
+from sharpness.curvature import Hessian, Operator
 from sharpness.cuts import cut
-from sharpness.errors import InputError
 from sharpness.intervals import LEVEL, t_interval
 from sharpness.lanczos import TOLERANCE, eigsh
 from sharpness.landscape import line
 from sharpness.objective import Objective
-from sharpness.operators import OPERATORS
+from sharpness.operators import sampling_errors_of
 from sharpness.planes import plane
 from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
@@ -95,7 +94,7 @@ def _run(run: Run, origin: Origin) -> tuple[str, list[Check]]:
 
 def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
     """Compare values and residuals with those of fresh products."""
-    f, A = _operator(pairs.spec, origin)
+    A = origin.operator(pairs.spec["operator"])
     largest = max(float(pairs.values.abs().max()), _norm(A))
     # Differences of gradients are off by what they tell themselves.
     relative = relative_of(A.dtype, pairs.vectors.dtype) + _told_error(pairs.spec)
@@ -113,8 +112,8 @@ def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
             checks.append(
                 Check(f"{name} {i + 1}", float(stored), found, relative * largest, largest)
             )
-    if f.is_sample:
-        errors = A.sampling_errors(pairs.vectors[chosen].to(A.device, A.dtype))
+    errors = sampling_errors_of(A, pairs.vectors[chosen].to(A.device, A.dtype))
+    if errors.any() or pairs.sampling_errors.any():
         for i, error in zip(chosen, errors.tolist(), strict=True):
             scatter = float(pairs.sampling_errors[i])
             name = f"sampling error {i + 1}"
@@ -126,34 +125,23 @@ def _eigenpairs(pairs: Eigenpairs, origin: Origin) -> tuple[str, list[Check]]:
     return f"{len(chosen)} of {len(pairs.values)} eigenvalues", checks
 
 
-def _operator(made: dict[str, Any], origin: Origin) -> tuple[Objective, Curvature]:
-    """Return the operator that a spec names, and the objective of which it is.
-
-    Raises:
-        InputError: If it is none of an objective.
-    """
-    spec = made["operator"]
-    by_class = {kind.__name__: kind for kind in OPERATORS.values()}
-    if spec.get("operator") not in by_class:
-        raise InputError(
-            f"verify needs an operator of a run, {', '.join(by_class)}, got "
-            f"{spec.get('operator')}: compare the numbers yourself"
-        )
-    f = origin.objective(spec["objective"])
-    return f, by_class[spec["operator"]](f, origin.point(f, spec["point"]), engine=spec["engine"])
-
-
 def _told_error(made: dict[str, Any]) -> float:
     """Return how far off products are by what differences of gradients tell, else 0."""
-    return float(made["operator"].get("product_error", 0.0))
+    operator = made["operator"]
+    while "of" in operator:
+        operator = operator["of"]
+    terms = operator.get("terms", [])
+    return float(operator.get("product_error", 0.0)) + sum(
+        abs(x["factor"]) * _told_error({"operator": x["of"]}) for x in terms
+    )
 
 
-def _norm(A: Curvature) -> float:
+def _norm(A: Operator) -> float:
     """Return a lower bound of |A|, to which products round: near it after a few steps.
 
     The smallest eigenvalues alone may all be 0.
     """
-    v, norm = gaussian(A.size, 0, 0, like=A.theta.detach()), 0.0
+    v, norm = gaussian(A.size, 0, 0, like=torch.empty(0, dtype=A.dtype, device=A.device)), 0.0
     for _ in range(POWER_STEPS):
         v = A @ (v / v.norm())
         norm = max(norm, float(v.norm()))
@@ -440,7 +428,7 @@ def _density(found: Density, origin: Origin) -> tuple[str, list[Check]]:
     inside of the spectrum are not: they are what the last steps made of all that came before.
     """
     spec, count = found.spec, len(found.nodes)
-    _, A = _operator(spec, origin)
+    A = origin.operator(spec["operator"])
     sums = found.weights.sum(dim=1)
     furthest = float(sums[(sums - 1).abs().argmax()])
     checks = [
@@ -477,7 +465,7 @@ def _density(found: Density, origin: Origin) -> tuple[str, list[Check]]:
     return f"1 of {count} probes", checks
 
 
-def _left_out(spec: dict[str, Any], A: Curvature, origin: Origin) -> Eigenpairs | None:
+def _left_out(spec: dict[str, Any], A: Operator, origin: Origin) -> Eigenpairs | None:
     """Return the eigenpairs that probes left out, by another search; None if it takes too much."""
     made = spec["pairs"]
     if made is None:
@@ -500,7 +488,7 @@ def _left_out(spec: dict[str, Any], A: Curvature, origin: Origin) -> Eigenpairs 
 def _estimate(found: Estimate, origin: Origin) -> tuple[str, list[Check]]:
     """Compare samples, and what is made of all of them."""
     spec, count = found.spec, len(found.samples)
-    _, A = _operator(spec, origin)
+    A = origin.operator(spec["operator"])
     z = rademacher(A.size, spec["seed"], 0, like=torch.empty(0, dtype=A.dtype, device=A.device))
     w = (A @ z).double()
     # To which the terms of a sample round, and of which none may be left.
@@ -558,7 +546,7 @@ def _of_samples(found: Estimate, scale: float) -> list[Check]:
 def _diagonal(found: Diagonal, origin: Origin) -> tuple[str, list[Check]]:
     """Compare the largest, a middle and the smallest entry, and the sum of all."""
     spec, n = found.spec, len(found.values)
-    _, A = _operator(spec, origin)
+    A = origin.operator(spec["operator"])
     if found.products > AFFORDED:
         origin.note(f"entries not recomputed, for any of them takes {found.products} products")
         return "nothing", [of_exact("entries", n, A.size)]

@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 100
@@ -89,3 +89,34 @@ def plain(text: object) -> str:
     line = " ".join(str(text).split())
     shown = "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in line)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+
+
+def operator_name(made: Mapping[str, Any]) -> str:
+    """Return what an operator is, and what it is made of.
+
+    >>> of = {"operator": "Hessian"}
+    >>> operator_name({"operator": "Block", "params": ["0.weight"], "of": of})
+    'Hessian on 0.weight'
+    >>> operator_name({"operator": "WeightDecayed", "weight_decay": 0.1, "params": None, "of": of})
+    'Hessian + 0.1 I'
+    """
+    kind = str(made["operator"])
+    if kind == "Sum":
+        terms = [f"{x['factor']:g} {operator_name(x['of'])}" for x in made["terms"]]
+        return " + ".join(terms)
+    if "of" not in made:
+        return kind
+    inner = operator_name(made["of"])
+    names = ", ".join(made.get("params") or [])
+    if kind == "Block":
+        return f"{inner} on {names or 'some unknowns'}"
+    if kind == "WeightDecayed":
+        return f"{inner} + {made['weight_decay']:g} I" + (f" on {names}" if names else "")
+    return f"{kind} {inner}"
+
+
+def objective_spec(made: Mapping[str, Any]) -> Any:
+    """Return the spec of the objective that an operator is of, None where there is none."""
+    if made["operator"] == "Sum":
+        return next(filter(None, (objective_spec(term["of"]) for term in made["terms"])), None)
+    return objective_spec(made["of"]) if "of" in made else made.get("objective")

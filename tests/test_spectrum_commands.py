@@ -13,7 +13,7 @@ from torch import Tensor
 import sharpness as sh
 from sharpness import journal
 from sharpness.results import Density, Diagonal, Estimate, Run
-from sharpness.store import load_as
+from sharpness.store import load_as, request_of
 from sharpness.training import TrainConfig, cpu_threads, train
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -175,3 +175,50 @@ def test_a_wrong_request_gets_one_line(command: str, named: str, run: Run, ask: 
     assert len(err.splitlines()) == 1
     assert named in err
     assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("command", ["eigs", "trace", "density"])
+def test_commands_take_blocks_weight_decay_and_fisher_matrices(
+    command: str, run: Run, ask: Ask
+) -> None:
+    small = {
+        "eigs": ["-k", "1"],
+        "trace": ["--probes", "6"],
+        "density": ["--steps", "4", "--probes", "2"],
+    }[command]
+    algorithms: dict[str, Callable[[Any], Tensor]] = {
+        "eigs": lambda A: sh.eigsh(A, 1, seed=3).values,
+        "trace": lambda A: sh.trace(A, probes=6, seed=3).samples,
+        "density": lambda A: sh.density(A, steps=4, probes=2, seed=3).nodes,
+    }
+    fields = {"eigs": "values", "trace": "samples", "density": "nodes"}
+    f = sh.objective_of(run)
+    calls = {
+        ("--params", "0.bias,*.weight"): sh.Block(sh.Hessian(f), ["0.bias", "*.weight"]),
+        ("--weight-decay", "0.5"): sh.WeightDecayed(sh.Hessian(f), 0.5),
+        ("--weight-decay", "0.5", "--decayed", "0", "--params", "0"): sh.Block(
+            sh.WeightDecayed(sh.Hessian(f), 0.5, params=["0"]), ["0"]
+        ),
+        ("--operator", "fisher", "--draws", "2"): sh.Fisher(f, draws=2, seed=3),
+        ("--operator", "empirical-fisher"): sh.EmpiricalFisher(f),
+    }
+    for i, (options, A) in enumerate(calls.items()):
+        code, _, err = ask(command, "sb.h5", *small, *options, "--seed", "3", "-o", f"{i}.h5")
+        assert code == 0, err
+        found = sh.load(f"{i}.h5")
+        assert torch.equal(getattr(found, fields[command]), algorithms[command](A))
+        assert found.spec["operator"] == A.spec
+
+
+def test_what_says_nothing_of_the_operator_is_refused(run: Run, ask: Ask) -> None:
+    code, _, err = ask("trace", "sb.h5", "--draws", "2")
+    assert (code, "--draws is for fisher, got hessian: leave it out" in err) == (2, True)
+    code, _, err = ask("trace", "sb.h5", "--decayed", "0")
+    assert (code, "--decayed is for --weight-decay, got none: give it too" in err) == (2, True)
+
+
+def test_a_request_without_these_options_is_that_of_older_files(run: Run, ask: Ask) -> None:
+    assert ask("trace", "sb.h5", "--probes", "3")[0] == 0
+    asked = request_of("sb.trace.h5")
+    assert asked is not None
+    assert not {"params", "weight_decay", "decayed", "draws"} & asked["options"].keys()

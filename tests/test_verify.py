@@ -293,6 +293,28 @@ def test_eigenpairs_of_every_operator_verify(operator: str, which: str, run: Run
     assert {"eigenvalue 1", "eigenvalue 2"} <= beyond(changed, [run]).keys()
 
 
+MADE: dict[str, Any] = {
+    "block": lambda f: sh.Block(sh.Hessian(f), ["*.weight"]),
+    "decay": lambda f: sh.WeightDecayed(sh.Hessian(f), 0.1, params=["*.bias"]),
+    "sum": lambda f: sh.Sum((1.0, sh.Hessian(f)), (-0.5, sh.Fisher(f, draws=2, seed=5))),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_eigenpairs_of_made_operators_verify(name: str, run: Run) -> None:
+    pairs = sh.eigsh(MADE[name](sh.objective_of(run, examples=64, dtype="float64")), 2)
+    verified = sh.verify(pairs, [run])
+    assert verified.agrees, verified.text
+    changed = replace(pairs, values=pairs.values * 1.001)
+    assert {"eigenvalue 1", "eigenvalue 2"} <= beyond(changed, [run]).keys()
+
+
+def test_scales_that_no_file_has_cannot_be_verified(run: Run) -> None:
+    A = sh.Scaled(sh.Hessian(sh.objective_of(run, examples=64)), run.end.theta.abs())
+    with pytest.raises(sh.InputError, match="or block of such, got Scaled: compare the numbers"):
+        sh.verify(sh.trace(A, probes=3), [run])
+
+
 def test_differences_of_gradients_are_held_to_the_error_that_they_tell(
     results: dict[str, Any],
 ) -> None:
