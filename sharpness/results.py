@@ -611,6 +611,21 @@ class Density(Record):
         )
         return logs.on(grid, width)
 
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row for each node of each probe, and its weight.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        probe, step = (~self.nodes.isnan()).nonzero(as_tuple=True)
+        columns = {
+            "probe": probe,
+            "step": step,
+            "nodes": self.nodes[probe, step],
+            "weights": self.weights[probe, step],
+        }
+        return library("pandas").DataFrame({k: x.cpu().numpy() for k, x in columns.items()})
+
 
 @dataclass(frozen=True, repr=False)
 class Estimate(Record):

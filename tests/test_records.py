@@ -16,6 +16,7 @@ from sharpness.results import (
     Comparison,
     Convexity,
     Cut,
+    Density,
     Diagonal,
     Eigenpairs,
     Estimate,
@@ -162,6 +163,13 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         values = result.values if isinstance(result, Plane) else {"largest": result.largest}
         for name, column in values.items():
             assert frame[name].tolist() == column.flatten().tolist()
+        return
+    if isinstance(result, Density):
+        for i, (nodes, weights) in enumerate(zip(result.nodes, result.weights, strict=True)):
+            of_probe = frame[frame.probe == i]
+            assert of_probe.nodes.tolist() == nodes[~nodes.isnan()].tolist()
+            assert of_probe.weights.tolist() == weights[~nodes.isnan()].tolist()
+        assert len(frame) == int((~result.nodes.isnan()).sum())
         return
     columns: dict[str, torch.Tensor] = {
         Run: lambda r: r.history,
