@@ -32,7 +32,7 @@ def nodes_of(
     is then exact. The basis is kept orthonormal to rounding, or copies of converged nodes would
     come back as others.
 
-    Cost: j products; m + d vectors of memory.
+    Cost: j products; m + 4 vectors of memory, v and two products among them.
 
     Args:
         product: u -> A u.
@@ -47,25 +47,26 @@ def nodes_of(
     >>> nodes_of(lambda u: A * u, v, 9)
     (tensor([1.0000, 5.0000], dtype=torch.float64), tensor([0.3600, 0.6400], dtype=torch.float64))
     """
-    d = 0 if without is None else len(without)
-    rows = v.new_empty(d + steps, len(v))
-    if without is not None:
-        rows[:d] = without
+    w = product(v)  # before there is a basis: a first product is probed, in memory of its own
+    rows, left = v.new_empty(steps, len(v)), torch.empty_like(v)
+    rows[0] = v
     diagonal: list[float] = []
     beside: list[float] = []
-    q = v
     for j in range(steps):
-        rows[d + j] = q
-        w = product(q)
-        before = rows[d + max(j - 1, 0) : d + j + 1]
+        if j:
+            w = product(rows[j])
+        parts = [rows[: j + 1]] if without is None else [without, rows[: j + 1]]
+        before = rows[max(j - 1, 0) : j + 1]
         near = inner(before, w)
-        w = w - near @ before
+        # Never in place of the product, which may be kept by its operator, and from here on in
+        # place: of vectors this long, a new one costs more than the arithmetic.
+        torch.addmv(w, before.T, near, alpha=-1, out=left)
         alpha = near[-1]
         for _ in range(2):
-            far = inner(rows[: d + j + 1], w)
-            w = w - far @ rows[: d + j + 1]
-            alpha = alpha + far[-1]
-            found = torch.stack([alpha, (w * w).sum().sqrt(), far.norm()]).double().cpu()
+            far = [_take_out(part, left) for part in parts]
+            alpha = alpha + far[-1][-1]
+            square = inner(left[None], left)[0]
+            found = torch.stack([alpha, square.sqrt(), torch.cat(far).norm()]).double().cpu()
             if not torch.isfinite(found).all():
                 raise ComputationError(
                     f"a spectrum needs finite products, got one that is not in step {j + 1}: look "
@@ -81,10 +82,17 @@ def nodes_of(
         if beta <= NOTHING * torch.finfo(v.dtype).eps * scale or j == steps - 1:
             break
         beside.append(beta)
-        q = w / beta
+        torch.div(left, beta, out=rows[j + 1])
     T = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if beside:
         off = torch.tensor(beside, dtype=torch.float64)
         T += torch.diag(off, 1) + torch.diag(off, -1)
     theta, S = torch.linalg.eigh(T)
     return theta, S[0] ** 2
+
+
+def _take_out(rows: Tensor, w: Tensor) -> Tensor:
+    """Return what w had along each of the rows, which it has no more."""
+    along = inner(rows, w)
+    w.addmv_(rows.T, along, alpha=-1)
+    return along

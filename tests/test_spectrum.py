@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sharpness.curvature import Dense
 from sharpness.errors import ComputationError, InputError
@@ -135,6 +138,46 @@ def test_another_width_costs_no_product_and_more_probes_cost_theirs_alone() -> N
     assert A.products == spent
     whole = density(Dense(rotated(OPERATORS["flat"])), steps=7, probes=5)
     assert torch.equal(many.nodes, whole.nodes)
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes that tensors held at once, without those that the caller had before."""
+
+    def __init__(self, *before: Tensor) -> None:
+        super().__init__()
+        self.before = {StorageWeakRef(x.untyped_storage()).cdata for x in before}
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, out)):
+            if isinstance(x, Tensor):
+                storage = StorageWeakRef(x.untyped_storage())
+                self.held[storage.cdata] = storage, x.untyped_storage().nbytes()
+        kept = {key: x for key, x in self.held.items() if not x[0].expired()}
+        self.held = kept
+        self.most = max(self.most, sum(b for key, (_, b) in kept.items() if key not in self.before))
+        return out
+
+
+class Diagonal(Dense):
+    """A diagonal matrix without its zeros, whose product is one vector and nothing beside."""
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.matrix * v
+
+
+@pytest.mark.parametrize("deflated", [0, 3])
+def test_a_density_holds_four_vectors_beside_those_of_one_probe(deflated: int) -> None:
+    n, steps = 2**15, 20
+    A = Diagonal(torch.cat([torch.tensor([9.0, 7.0, 5.0]), torch.linspace(-1, 1, n - 3)]))
+    known = eigsh(A, deflated, tol=1e-3) if deflated else None
+    memory = Memory(A.matrix, *([] if known is None else [known.vectors]))
+    with memory:
+        density(A, steps=steps, probes=2, deflate=known)
+    vector = n * A.dtype.itemsize
+    assert steps * vector < memory.most <= (steps + 4) * vector + 2**16  # and what is small
 
 
 def test_what_is_deflated_counts_exactly_and_leaves_the_bulk_to_the_probes() -> None:
