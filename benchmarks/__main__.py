@@ -3,21 +3,26 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 
 import click
 import torch
 
-from . import landscapes
+import sharpness as sh
+
+from . import landscapes, spectra
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -34,6 +39,7 @@ class Session:
         self.names, self.rounds, self.folder = list(names), rounds, folder
         self.readings: dict[str, list[float]] = {}
         self.solvers: list[dict[str, Any]] = []
+        self.estimates: list[dict[str, Any]] = []
         self.log: list[dict[str, Any]] = []
 
     def ask(self, task: str, workload: str, **request: Any) -> dict[str, Any] | None:
@@ -51,7 +57,7 @@ class Session:
             done = subprocess.run(  # noqa: S603
                 command, cwd=HOME.parent, capture_output=True, text=True, timeout=LIMIT, check=False
             )
-            failed = done.returncode and (done.stderr.strip().splitlines() or ["no message"])[-1]
+            failed = done.returncode and raised(done.stderr)
         except subprocess.TimeoutExpired:
             failed = f"not done after {LIMIT:.0f} s"
         wall = time.perf_counter() - begun
@@ -61,9 +67,24 @@ class Session:
         click.echo(f"{words}: {f'failed: {failed}' if failed else f'{wall:.0f} s'}", err=True)
         return None if failed else found
 
+    def fault(self) -> str:
+        """Return why the last process failed, for a cell of a table."""
+        error: str = self.log[-1]["found"]["error"]
+        return shorten(error.replace("|", "/"), 100, placeholder=" ...")
+
     def read(self, key: str, value: float) -> None:
         """Add one value to a reading."""
         self.readings.setdefault(key, []).append(value)
+
+    def part(self, machine: dict[str, Any], training: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what is kept of a section: the machine, all readings and what is behind them."""
+        return {
+            "machine": machine,
+            "readings": self.readings,
+            "solvers": self.solvers,
+            "estimates": self.estimates,
+            "log": [*training, *self.log],
+        }
 
 
 def gradients(session: Session) -> None:
@@ -145,7 +166,19 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "solvers": solvers,
     "floor": floor,
     "landscapes": landscapes.landscapes,
+    "spectra": spectra.spectra,
 }
+
+
+def raised(stderr: str) -> str:
+    r"""Return the line of a traceback that names the exception, whose text may have more lines.
+
+    >>> raised("Traceback (most recent call last):\nRuntimeError: x was removed\n\nTake y\n")
+    'RuntimeError: x was removed'
+    """
+    lines = stderr.strip().splitlines() or ["no message"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1]
 
 
 def machine() -> dict[str, Any]:
@@ -157,6 +190,7 @@ def machine() -> dict[str, Any]:
         "CPU": models[0].split(":", 1)[1].strip() if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "sharpness": _revision(),
         "torch": torch.__version__,
         "MKL": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
         "oneDNN": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
@@ -173,36 +207,47 @@ def machine() -> dict[str, Any]:
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for results.md and results.json.  [default: benchmarks; none for a part]",
+    help="Folder for results.md and results.json.  [default: benchmarks; none for a part "
+    "that is not merged]",
 )
-def main(only: tuple[str, ...], quick: bool, rounds: int, output: Path | None) -> None:
+@click.option("--merge", is_flag=True, help="Keep what is there of the sections not measured.")
+def main(only: tuple[str, ...], quick: bool, rounds: int, output: Path | None, merge: bool) -> None:
     """Measure the library beside its peers; nothing else should run on the machine."""
     names, rounds = (("W1", "W4"), 1) if quick else (NAMES, rounds)
+    if merge and (quick or not only):
+        raise click.UsageError("--merge is for sections named by --only, without --quick")
+    folder = HOME if output is None and (merge or not (only or quick)) else output
+    others = _kept(folder) if merge and folder else {}
     begun, load = time.perf_counter(), os.getloadavg()
-    with tempfile.TemporaryDirectory() as folder:
-        session = Session(names, rounds, folder)
+    sections = only or tuple(SECTIONS)
+    with tempfile.TemporaryDirectory() as weights:
+        training = Session(names, rounds, weights)
         for name in names:
-            if not session.ask("train", name):
+            if not training.ask("train", name):
                 raise SystemExit(1)
-        for section in only or SECTIONS:
+        sessions = {section: Session(names, rounds, weights) for section in sections}
+        for section, session in sessions.items():
             SECTIONS[section](session)
-    found = {
-        "machine": {
-            **machine(),
-            "load average at the start and the end": f"{load[0]:.2f}, {os.getloadavg()[0]:.2f}",
-            "minutes": round((time.perf_counter() - begun) / 60, 1),
-        },
-        "readings": session.readings,
-        "solvers": session.solvers,
-        "log": session.log,
+    run = {
+        **machine(),
+        "measured on": date.today().isoformat(),
+        "load average at the start and the end": f"{load[0]:.2f}, {os.getloadavg()[0]:.2f}",
+        "minutes": round((time.perf_counter() - begun) / 60, 1),
     }
-    click.echo(page(found))
-    if output is None and not only and not quick:
-        output = HOME
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "results.md").write_text(page(found))
-        (output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    measured = {name: session.part(run, training.log) for name, session in sessions.items()}
+    parts = {**others, **measured}
+    click.echo(page(parts))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.md").write_text(page(parts))
+        (folder / "results.json").write_text(json.dumps({"parts": parts}, indent=1) + "\n")
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """Return the parts that are there."""
+    path = folder / "results.json"
+    parts: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
+    return parts
 
 
 def _peers(name: str, *, first: bool) -> list[str]:
@@ -230,7 +275,7 @@ def _solved(
     found = session.ask("solve", name, solver=solver, tol=TOL, verify=verify)
     row = rows.setdefault(solver, {"workload": name, "solver": solver})
     if not found:
-        row.setdefault("error", session.log[-1]["found"]["error"].replace("|", "/"))
+        row.setdefault("error", session.fault())
         return None
     if mine:
         row.setdefault("time over ours", []).append(found["seconds"] / mine["seconds"])
@@ -260,6 +305,18 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _revision() -> str:
+    """Return the version of the library and, in a checkout, the commit that it is at."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, cwd=HOME, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return sh.__version__
+    return f"{sh.__version__} ({done.stdout.strip()})"
 
 
 if __name__ == "__main__":

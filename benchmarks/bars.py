@@ -86,6 +86,27 @@ BARS = [
         Bar(f"forward {name}", f"a point of a plane over bare forward passes, {name}", 1.05)
         for name in ("W1", "W2", "W3")
     ),
+    Bar(
+        "trace pyhessian_loader W1",
+        "time of PyHessian's trace over a loader over ours, W1",
+        1.4,
+        at_most=False,
+    ),
+    Bar(
+        "trace pyhessian_loader W1 fast",
+        "time of PyHessian's trace over a loader over ours with fast_gemm, W1",
+        1.6,
+        at_most=False,
+    ),
+    Bar(
+        "trace pyhessian_data W1",
+        "time of PyHessian's trace of one batch over ours, W1",
+        1.0,
+        at_most=False,
+    ),
+    Bar("trace curvlinops W1", "time of curvlinops' trace over ours, W1", 1.0, at_most=False),
+    Bar("density curvlinops W1", "time of curvlinops' density over ours, W1", 1.0, at_most=False),
+    Bar("beside density W1", "share of a density beside the products, W1", 0.15, form="{:.1%}"),
 ]
 # Read beside the bars: what is asked of nobody.
 OTHERS = {
@@ -95,6 +116,11 @@ OTHERS = {
     "gradient W3 256": "one product over one gradient, W3 (256 images)",
     "curvlinops W4": "time of curvlinops over ours, W4",
     "pyhessian W1 fast": "time of PyHessian over ours with fast_gemm, W1",
+    "trace pyhessian_loader W1 per product": "product of PyHessian's trace over a loader over ours",
+    "trace pyhessian_data W1 per product": "product of PyHessian's trace of one batch over ours",
+    "trace curvlinops W1 per product": "product of curvlinops' trace over ours",
+    "density curvlinops W1 fast": "time of curvlinops' density over ours with fast_gemm, W1",
+    "beside trace W1": "share of a trace beside the products, W1",
 }
 COLUMNS = {
     "time over ours": "{:.2f}",
@@ -103,6 +129,13 @@ COLUMNS = {
     "values off ours": "{:.1e}",
     "memory, MiB": "{:.0f}",
 }
+ESTIMATES = {
+    "time over ours": "{:.2f}",
+    "products": "{:.0f}",
+    "trace": "{:.0f}",
+    "memory, MiB": "{:.0f}",
+}
+Part = Mapping[str, Any]  # what one section found, and on which machine
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -136,27 +169,53 @@ def apart(mine: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in pairs) / max(map(abs, mine))
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """Return the results in Markdown: the machine, the bars, the solvers side by side."""
-    readings: Mapping[str, list[float]] = found["readings"]
+def page(parts: Mapping[str, Part]) -> str:
+    """Return the results in Markdown: the machine, the bars, the tools side by side.
+
+    Args:
+        parts: By the name of the section.
+    """
+    readings: dict[str, list[float]] = {}
+    for part in parts.values():
+        readings.update(part["readings"])
     bars = [bar.row(readings.get(bar.key, [])) for bar in BARS]
     others = [
         f"| {text} | {spread(readings[key], '{:.2f}')} |"
         for key, text in OTHERS.items()
         if readings.get(key)
     ]
-    solvers = [_solver(row) for row in found["solvers"]]
+    solvers = [_row(row, "solver", COLUMNS) for part in parts.values() for row in part["solvers"]]
+    estimates = [
+        _row(row, "estimate", ESTIMATES) for part in parts.values() for row in part["estimates"]
+    ]
     return "\n".join(
         [
             *TITLE,
-            *(f"- {name}: {value}" for name, value in found["machine"].items()),
-            "",
+            *_machines(parts),
             *_table(["bar", "asked", "reached (spread)", "met"], bars),
             *(_table(["without a bar", "reached (spread)"], others) if others else []),
             *(_table(["workload", "solver", *COLUMNS], solvers) if solvers else []),
+            *(_table(["workload", "estimate", *ESTIMATES], estimates) if estimates else []),
             *NOTES,
         ]
     )
+
+
+def _machines(parts: Mapping[str, Part]) -> list[str]:
+    """Return the lines of each run: what it ran on, and its sections where there are several."""
+    runs: list[tuple[Mapping[str, Any], list[str]]] = []
+    for name, part in parts.items():
+        same = [names for machine, names in runs if machine == part["machine"]]
+        if same:
+            same[0].append(name)
+        else:
+            runs.append((part["machine"], [name]))
+    lines = []
+    for machine, names in runs:
+        if len(runs) > 1:
+            lines += [f"Measured in one run: {', '.join(names)}.", ""]
+        lines += [*(f"- {name}: {value}" for name, value in machine.items()), ""]
+    return lines
 
 
 TITLE = [
@@ -183,6 +242,13 @@ NOTES = [
     "and 7 x 7 of W3, is taken with what a plane needs to begin. Ours and the bare passes take the",
     "same micro-batches, by our rule; loss-landscapes has none, and takes all examples at once.",
     "",
+    "A trace is Hutchinson's, of 100 random vectors, a density that of 80 steps from one probe.",
+    "Time and products of ours hold two more, which check the operator; a `product` is the time of",
+    "all over their number. Ours, curvlinops and PyHessian over a loader take the same batches.",
+    "`trace` is what each tool found from its own random vectors, for a density n times the mean",
+    "of its spectrum. Ours keeps its basis orthogonal, curvlinops does not; it is told the ends of",
+    "the spectrum, for which it would spend more products.",
+    "",
     "W1: MLP, 1,089,034 parameters, 1797 digits. W2: MLP, 1,457,674, 6000 noisy digits. W3:",
     "ResNet-8, 78,042, the first 256 of 512 images for the solvers. W4: transformer, 110,400,",
     "128 sequences of 32 tokens.",
@@ -190,11 +256,11 @@ NOTES = [
 ]
 
 
-def _solver(row: Mapping[str, Any]) -> str:
-    cells = [spread(row[name], form) if row.get(name) else "-" for name, form in COLUMNS.items()]
+def _row(row: Mapping[str, Any], tool: str, columns: Mapping[str, str]) -> str:
+    cells = [spread(row[name], form) if row.get(name) else "-" for name, form in columns.items()]
     if "error" in row:
         cells[0] = row["error"]
-    return f"| {row['workload']} | {row['solver']} | {' | '.join(cells)} |"
+    return f"| {row['workload']} | {row[tool]} | {' | '.join(cells)} |"
 
 
 def _table(heads: list[str], rows: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sharpness.vectors import gaussian
 
 from .landscapes import points
 from .solvers import SOLVERS, true_residual
+from .spectra import TOOLS
 from .workloads import SOLVED, Workload, make, tiny
 
 ROUNDS = 9  # of products and gradients in one process, at most
@@ -94,12 +95,35 @@ def solve(workload: str, folder: str, solver: str, tol: float, verify: list[str]
     }
 
 
+def estimate(
+    workload: str,
+    folder: str,
+    quantity: str,
+    tool: str,
+    count: int,
+    bounds: list[float] | None = None,
+) -> dict[str, Any]:
+    """Return the seconds, the products, the peak memory and the answer of one estimate.
+
+    The clock runs from a model and data in memory, as in ``solve``.
+    """
+    w, act = _trained(workload, folder, None), TOOLS[quantity][tool]
+    act(tiny(), 4)
+    before = _memory("VmRSS", reset=True)
+    begun = time.perf_counter()
+    found = act(w, count, bounds)
+    seconds = time.perf_counter() - begun
+    memory = (_memory("VmHWM") - before) / 1024
+    return {"seconds": seconds, "memory_mib": memory, **asdict(found)}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "gradient": gradient,
     "product": product,
     "solve": solve,
     "points": points,
+    "estimate": estimate,
 }
 
 

@@ -1,9 +1,14 @@
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from benchmarks import landscapes
+import benchmarks.__main__ as bench
+from benchmarks import landscapes, spectra
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
@@ -32,8 +37,10 @@ def test_a_bar_is_met_where_the_median_reaches_it(
 
 
 def test_a_missed_bar_and_one_without_a_measurement_are_on_the_page() -> None:
-    found = {"machine": {"cores": 2}, "readings": {"gradient W1": [2.2, 2.3, 2.4]}, "solvers": []}
-    rows = [line for line in page(found).splitlines() if line.startswith("| one product")]
+    session = Session([], 1, "")
+    session.readings["gradient W1"] = [2.2, 2.3, 2.4]
+    found = page({"gradients": session.part({"cores": 2}, [])})
+    rows = [line for line in found.splitlines() if line.startswith("| one product")]
     assert rows[0].split(" | ")[1:] == ["at most 2.10", "2.30 (2.20 .. 2.40)", "**not reached** |"]
     assert ["| not measured |" in row for row in rows] == [False, True, True]
 
@@ -94,15 +101,19 @@ class Told(Session):
 
     def __init__(self, names: list[str], rounds: int, **told: float | str) -> None:
         super().__init__(names, rounds, "")
+        self.asked: list[dict[str, Any]] = []
         self.told = {"scipy_on_ours": 8.0, "pyhessian": 16.0, **told}
 
     def ask(self, task: str, workload: str, **request: Any) -> dict[str, Any] | None:
-        seconds = self.told[request["solver"]]
+        key = f"{request['quantity']} by {request['tool']}" if "tool" in request else ""
+        seconds = self.told[key or request["solver"]]
         if isinstance(seconds, str):
             self.log.append({"found": {"error": seconds}})
             return None
         once = {"product_seconds": 1.0, "products": 9, "check_products": 1, "memory_mib": 1.0}
-        return {"seconds": seconds, "values": [1.0], "residuals": {"float32": 1e-4}, **once}
+        self.asked.append(request)
+        told = {"seconds": seconds, "trace": None, "bounds": [-1.0, 2.0], **once}
+        return {**told, "values": [1.0], "residuals": {"float32": 1e-4}}
 
 
 def test_times_are_set_over_both_of_ours_in_each_round() -> None:
@@ -121,7 +132,7 @@ def test_where_the_faster_product_is_refused_the_page_says_so_and_the_rest_goes_
     session = Told(["W1"], 2, ours=4.0, ours_fast=refused, curvlinops=6.0)
     solvers(session)
     assert session.readings["curvlinops W1"] == [1.5, 1.5]
-    text = page({"machine": {}, "readings": session.readings, "solvers": session.solvers})
+    text = page({"solvers": session.part({}, [])})
     assert (
         "| W1 | ours_fast | InputError: fast_gemm needs a CPU where / here: leave it out |" in text
     )
@@ -135,3 +146,114 @@ def test_ours_and_the_bare_passes_have_the_same_loss_and_as_many_points() -> Non
     assert found.numel() == len(passes)
     f = tiny().objective()
     assert passes[0] == pytest.approx(float(f.value(f.theta)), rel=1e-6)
+
+
+def test_ours_estimates_what_it_says_from_as_many_products_as_it_is_asked_for() -> None:
+    A, count = Hessian(tiny().objective()), 40
+    H = torch.stack([A @ e for e in torch.eye(A.size)]).double()
+    for quantity, samples in (("trace", count), ("density", 1)):
+        found = spectra.TOOLS[quantity]["ours"](tiny(), count)
+        assert (found.products, found.check_products) == (count, 2)
+        assert found.trace is not None
+        scatter = math.sqrt(2 * float(H.square().sum()) / samples)  # signs have a little less
+        assert abs(found.trace - float(H.trace())) < 3 * scatter
+
+
+SECONDS: dict[str, float | str] = {
+    "trace by ours": 4.0,
+    "trace by ours_fast": 2.0,
+    "trace by pyhessian_loader": 8.0,
+    "trace by pyhessian_data": 5.0,
+    "trace by curvlinops": 9.0,
+    "density by ours": 2.0,
+    "density by ours_fast": 1.0,
+    "density by curvlinops": 3.0,
+    "density by pyhessian": "RuntimeError: torch.eig was removed",
+}
+
+
+def test_estimates_of_peers_are_set_over_both_of_ours_in_time_and_by_product() -> None:
+    session = Told(["W1"], 2, **SECONDS)
+    spectra.spectra(session)
+    found = session.readings
+    assert found["trace pyhessian_loader W1"] == [2.0, 2.0]
+    assert found["trace pyhessian_loader W1 fast"] == [4.0, 4.0]
+    assert found["trace pyhessian_data W1"] == [1.25, 1.25]
+    assert found["trace curvlinops W1 per product"] == pytest.approx([2.5, 2.5])  # 10 by 9
+    assert found["density curvlinops W1"] == [1.5, 1.5]
+    assert found["beside density W1"] == [0.5, 0.5]
+    assert {bar.key for bar in BARS if bar.key.startswith(("trace", "density"))} <= set(found)
+    told = [request["bounds"] for request in session.asked if request.get("bounds")]
+    assert told == 4 * [[-1.0, 2.0]]  # curvlinops alone
+
+
+def test_what_a_peer_cannot_do_is_asked_once_and_on_the_page() -> None:
+    session = Told(["W1"], 3, **SECONDS)
+    spectra.spectra(session)
+    assert len([entry for entry in session.log if "error" in entry["found"]]) == 1
+    row = "| W1 | density by pyhessian | RuntimeError: torch.eig was removed | - | - | - |"
+    assert row in page({"spectra": session.part({}, [])})
+
+
+def test_without_their_workload_there_are_no_estimates() -> None:
+    session = Told(["W4"], 1)
+    spectra.spectra(session)
+    assert (session.readings, session.estimates) == ({}, [])
+
+
+def results(folder: Path) -> tuple[dict[str, Any], str]:
+    return json.loads((folder / "results.json").read_text())["parts"], (
+        folder / "results.md"
+    ).read_text()
+
+
+def test_a_part_is_merged_into_the_others_and_says_what_it_was_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = {"gradient W1": 2.0, "floor W1": 1e-6}
+
+    def section(*keys: str) -> Any:
+        return lambda session: [session.read(key, reading[key]) for key in keys]
+
+    monkeypatch.setattr(bench, "SECTIONS", {"a": section("gradient W1"), "b": section("floor W1")})
+    monkeypatch.setattr(bench, "machine", lambda: {"torch": "1"})
+    monkeypatch.setattr(Session, "ask", lambda *args, **request: {"loss": 0.0})
+    only = bench.main.params[0]
+    monkeypatch.setattr(only, "type", type(only.type)(["a", "b"]))
+
+    def run(*arguments: str) -> None:
+        done = CliRunner().invoke(bench.main, [*arguments, "-o", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+
+    run()
+    first, text = results(tmp_path)
+    assert "Measured in one run" not in text
+    monkeypatch.setattr(bench, "machine", lambda: {"torch": "2"})
+    reading["floor W1"] = 2e-6
+    run("--only", "b", "--merge")
+    parts, text = results(tmp_path)
+    assert parts["a"] == first["a"]
+    assert parts["b"]["readings"] == {"floor W1": [2e-6]}
+    assert "Measured in one run: a.\n\n- torch: 1\n" in text
+    assert "Measured in one run: b.\n\n- torch: 2\n" in text
+    # A reading that a section has no more is no reading of the new run.
+    monkeypatch.setitem(bench.SECTIONS, "b", section())
+    run("--only", "b", "--merge")
+    parts, text = results(tmp_path)
+    assert parts["b"]["readings"] == {}
+    row = "| true residual in float32, asked for 1e-6, W1 | at most 2.5e-06 | not measured | |"
+    assert row in text
+
+
+@pytest.mark.parametrize("arguments", [["--merge"], ["--merge", "--quick", "--only", "floor"]])
+def test_what_is_no_measured_part_is_not_merged(arguments: list[str]) -> None:
+    done = CliRunner().invoke(bench.main, arguments)
+    assert done.exit_code == 2
+    assert "--merge is for sections named by --only" in done.output
+
+
+def test_the_results_that_are_kept_are_those_on_the_page() -> None:
+    parts, text = results(bench.HOME)
+    for bar in BARS:
+        values = [x for part in parts.values() for x in part["readings"].get(bar.key, [])]
+        assert bar.row(values) in text
