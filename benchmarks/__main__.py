@@ -171,11 +171,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
 
 
 def raised(stderr: str) -> str:
-    r"""Return the line of a traceback that names the exception, whose text may have more lines.
-
-    >>> raised("Traceback (most recent call last):\nRuntimeError: x was removed\n\nTake y\n")
-    'RuntimeError: x was removed'
-    """
+    """Return the line of a traceback that names the exception, whose text may have more lines."""
     lines = stderr.strip().splitlines() or ["no message"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines)[-1]

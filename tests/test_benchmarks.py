@@ -15,6 +15,7 @@ from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_resid
 from benchmarks.workloads import MAKERS, make, tiny
 from sharpness.curvature import Dense, Hessian
 from sharpness.errors import InputError
+from sharpness.vectors import gaussian, rademacher
 
 SIZES = {"W1": 1_089_034, "W2": 1_457_674, "W3": 78_042, "W4": 110_400}
 EXAMPLES = {"W1": 1797, "W2": 6000, "W3": 512, "W4": 128}
@@ -149,14 +150,18 @@ def test_ours_and_the_bare_passes_have_the_same_loss_and_as_many_points() -> Non
 
 
 def test_ours_estimates_what_it_says_from_as_many_products_as_it_is_asked_for() -> None:
-    A, count = Hessian(tiny().objective()), 40
-    H = torch.stack([A @ e for e in torch.eye(A.size)]).double()
-    for quantity, samples in (("trace", count), ("density", 1)):
+    A, count = Hessian(tiny().objective()), 12
+    like = A.theta.detach()
+    signs = [rademacher(A.size, 0, i, like=like) for i in range(count)]
+    v = gaussian(A.size, 0, 0, like=like)
+    wanted = {
+        "trace": sum(float(z @ (A @ z)) for z in signs) / count,
+        "density": A.size * float(v @ (A @ v) / (v @ v)),  # all that one probe has of it
+    }
+    for quantity, value in wanted.items():
         found = spectra.TOOLS[quantity]["ours"](tiny(), count)
         assert (found.products, found.check_products) == (count, 2)
-        assert found.trace is not None
-        scatter = math.sqrt(2 * float(H.square().sum()) / samples)  # signs have a little less
-        assert abs(found.trace - float(H.trace())) < 3 * scatter
+        assert found.trace == pytest.approx(value, rel=1e-3)
 
 
 SECONDS: dict[str, float | str] = {
@@ -193,6 +198,19 @@ def test_what_a_peer_cannot_do_is_asked_once_and_on_the_page() -> None:
     assert len([entry for entry in session.log if "error" in entry["found"]]) == 1
     row = "| W1 | density by pyhessian | RuntimeError: torch.eig was removed | - | - | - |"
     assert row in page({"spectra": session.part({}, [])})
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [
+        ("Traceback (most recent call last):\n  raise x\nValueError: no\n", "ValueError: no"),
+        ("a.b.InputError: x is gone\n\ntake y:\ny = x\n", "a.b.InputError: x is gone"),
+        ("Segmentation fault\n", "Segmentation fault"),
+        ("", "no message"),
+    ],
+)
+def test_a_failure_is_told_by_the_line_that_names_it(stderr: str, line: str) -> None:
+    assert bench.raised(stderr) == line
 
 
 def test_without_their_workload_there_are_no_estimates() -> None:

@@ -180,6 +180,18 @@ def test_a_density_holds_four_vectors_beside_those_of_one_probe(deflated: int) -
     assert steps * vector < memory.most <= (steps + 4) * vector + 2**16  # and what is small
 
 
+def test_products_that_an_operator_keeps_stay_what_they_are() -> None:
+    M, kept = rotated(OPERATORS["flat"]), []
+
+    class Keeping(Dense):
+        def __matmul__(self, v: Tensor) -> Tensor:
+            kept.append((v.clone(), super().__matmul__(v)))
+            return kept[-1][1]
+
+    density(Keeping(M), steps=9, probes=1)
+    assert all(torch.equal(w, M @ v) for v, w in kept)
+
+
 def test_what_is_deflated_counts_exactly_and_leaves_the_bulk_to_the_probes() -> None:
     values = OPERATORS["outliers"].double()
     A = Dense(rotated(values))
