@@ -225,8 +225,9 @@ def hinge(z: Tensor, y: Tensor) -> Tensor:
         (lambda z, y: log_softmax(z, 1).square().mean(), torch.zeros(2, 3)),
         (lambda z, y: (z - y).pow(4).mean(), torch.zeros(2, 3)),
         (lambda z, y: -mse_loss(z, y), torch.zeros(2, 3)),
+        (lambda z, y: (torch.tensor([1, 1, -1]) * z.square()).mean(), torch.zeros(2, 3)),
     ],
-    ids=["focal", "nll", "margin", "l1", "squared logs", "fourth powers", "negative"],
+    ids=["focal", "nll", "margin", "l1", "squared logs", "fourth powers", "negative", "saddle"],
 )
 def test_a_loss_of_no_labels_to_draw_is_refused_by_name(
     loss: Callable[..., Tensor], targets: Tensor
