@@ -20,6 +20,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Layers,
     Line,
     Plane,
     Result,
@@ -31,7 +32,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import spectra
+from . import layered, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -583,6 +584,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Density: spectra.density,
     Estimate: spectra.estimate,
     Diagonal: spectra.diagonal,
+    Layers: layered.layers,
 }
 
 
@@ -672,4 +674,5 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Density: spectra.density_summary,
     Estimate: spectra.estimate_summary,
     Diagonal: spectra.diagonal_summary,
+    Layers: layered.summary,
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.by_layer import layers as layers
     from sharpness.comparison import (
         compare as compare,
         compared as compared,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         Diagonal as Diagonal,
         Eigenpairs as Eigenpairs,
         Estimate as Estimate,
+        Layers as Layers,
         Line as Line,
         Plane as Plane,
         Run as Run,
@@ -115,6 +117,7 @@ HOMES = {
     "diagonal": "spectrum",
     "eigsh": "lanczos",
     "frobenius": "spectrum",
+    "layers": "by_layer",
     "trace": "spectrum",
     "to_scipy": "curvature",
     # landscapes and sharpness
@@ -140,6 +143,7 @@ HOMES = {
     "Diagonal": "results",
     "Eigenpairs": "results",
     "Estimate": "results",
+    "Layers": "results",
     "Line": "results",
     "Plane": "results",
     "Run": "results",

@@ -17,6 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from sharpness.errors import InputError
+from sharpness.layer_plots import height, layers as layers
 from sharpness.plane_plots import (
     KINDS as KINDS,
     UNITS as UNITS,
@@ -34,6 +35,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Layers,
     Line,
     Plane,
     Result,
@@ -804,6 +806,13 @@ def _density_figure(result: Density) -> Figure:
     return made
 
 
+def _layers_figure(result: Layers) -> Figure:
+    made = Figure(figsize=(6.8, height(result)), layout="constrained")
+    layers(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _trajectory_figure(result: Trajectory) -> Figure:
     made = Figure(figsize=(6.0, 5.0), layout="constrained")
     along(result, made)
@@ -922,4 +931,5 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Density: _density_figure,
     Estimate: _one(estimate, 5.2, 3.8, columns=2),
     Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
+    Layers: _layers_figure,
 }

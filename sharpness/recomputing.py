@@ -8,6 +8,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from sharpness import recomputing_layers
 from sharpness.analyses import run_numbers
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.checks import (
@@ -42,6 +43,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Layers,
     Line,
     Plane,
     Run,
@@ -569,6 +571,23 @@ def _diagonal(found: Diagonal, origin: Origin) -> tuple[str, list[Check]]:
     return f"{len(places)} of {n} entries", checks
 
 
+def _layers(found: Layers, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare the first, a middle and the last layer, and the whole."""
+    _, A = _operator(found.spec, origin)
+    chosen = _spots(len(found.layer))
+    if found.spec["by"] == "groups":
+        origin.note("layers taken as they are, for their places are in no file")
+
+    def affords(what: str, products: int) -> bool:
+        if products > AFFORDED:
+            origin.note(f"{what} not recomputed, for that takes {products} products")
+        return products <= AFFORDED
+
+    error = _told_error(found.spec)
+    checks = list(recomputing_layers.spots(found, A, chosen, error, affords))
+    return f"{len(chosen)} of {len(found.layer)} layers and the whole", checks
+
+
 def _objectives(found: Line | Cut | Plane, origin: Origin) -> dict[str, Objective]:
     return {name: origin.objective(spec) for name, spec in found.spec["objectives"].items()}
 
@@ -611,4 +630,5 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Density": _density,
     "Estimate": _estimate,
     "Diagonal": _diagonal,
+    "Layers": _layers,
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 from sharpness import densities, profiles
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
-from sharpness.records import Record, Shown, library
+from sharpness.records import Record, Shown, layout, library
 
 FEW = 5  # directions that are told one by one
 LEVEL = 0.1  # of the loss, to tell basins at: above all ends of the curves of Keskar et al. (2017)
@@ -671,6 +671,87 @@ class Diagonal(Record):
     spec: dict[str, Any]
 
 
+@dataclass(frozen=True, repr=False)
+class Layers(Record):
+    """Trace, largest eigenvalue and norm of each diagonal block of an operator, and of the whole.
+
+    The blocks are those of parameter tensors, modules or groups. Traces are ``exact`` plus the mean
+    of ``samples``, so that those of all layers add up to that of the whole. Squares are squared
+    Frobenius norms: those of the blocks do not add up, for the whole has what is between them too.
+
+    >>> import torch
+    >>> from sharpness.by_layer import layers
+    >>> from sharpness.curvature import Dense
+    >>> groups = {"a": torch.tensor([0, 1]), "b": torch.tensor([2])}
+    >>> found = layers(Dense(torch.diag(torch.tensor([3.0, 4.0, 1.0]))), groups=groups)
+    >>> found.layer, found.traces.tolist(), found.shares.tolist(), found.norms.tolist()
+    (['a', 'b'], [7.0, 1.0], [0.875, 0.125], [5.0, 1.0])
+    """
+
+    rows: ClassVar[str] = "layer"
+    layer: Annotated[list[str], "layer"]  # L names, in the order of the parameters
+    sizes: Annotated[Tensor, "layer"]  # (L,) int: unknowns of each
+    traces: Annotated[Tensor, "layer"]  # (L,)
+    trace_stderr: Annotated[Tensor, "layer"]  # (L,)  0 of what is known, NaN with one sample
+    trace_low: Annotated[Tensor, "layer"]  # (L,)  Student's 95 % interval
+    trace_high: Annotated[Tensor, "layer"]
+    shares: Annotated[Tensor, "layer"]  # (L,)  of the whole trace; NaN where that may be 0
+    share_low: Annotated[Tensor, "layer"]  # (L,)  Fieller's 95 % interval
+    share_high: Annotated[Tensor, "layer"]
+    lambda_1: Annotated[Tensor, "layer"]  # (L,)  the largest eigenvalue of the block
+    residuals: Annotated[Tensor, "layer"]  # (L,)  |B v - lambda_1 v| of the block B
+    converged: Annotated[Tensor, "layer"]  # (L,) bool
+    # (L,)  of lambda_1 as an estimate for the data that the examples sample; 0 if they are all
+    sampling_errors: Annotated[Tensor, "layer"]
+    squares: Annotated[Tensor, "layer"]  # (L,)  squared Frobenius norm of the block
+    square_stderr: Annotated[Tensor, "layer"]
+    square_low: Annotated[Tensor, "layer"]  # (L,)  95 % interval
+    square_high: Annotated[Tensor, "layer"]
+    exact: Annotated[Tensor, "layer"]  # (L,)  the part of the trace that is not left to chance
+    samples: Annotated[Tensor, "sample", "layer"]  # (s, L)  whose means are the rest
+    whole_trace: float  # of all layers together, as what follows
+    whole_trace_stderr: float
+    whole_trace_low: float
+    whole_trace_high: float
+    whole_lambda_1: float
+    whole_residual: float
+    whole_converged: bool
+    whole_sampling_error: float
+    whole_square: float
+    whole_square_stderr: float
+    whole_square_low: float
+    whole_square_high: float
+    vectors: Annotated[Tensor, "parameter"]  # (n,)  eigenvectors of lambda_1, each in its places
+    whole_vector: Annotated[Tensor, "parameter"]  # (n,)
+    products: int  # operator-vector products
+    check_products: int  # others: of searches, and to probe the operator
+    spec: dict[str, Any]
+
+    @property
+    def norms(self) -> Tensor:
+        """Frobenius norms of the blocks, shape (L,)."""
+        return self.squares.clamp(min=0).sqrt()
+
+    @property
+    def whole_norm(self) -> float:
+        """The Frobenius norm of the whole."""
+        return math.sqrt(max(self.whole_square, 0.0))
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row for each layer, by its name.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        pandas = library("pandas")
+        columns = {
+            name: getattr(self, name).cpu().numpy()
+            for name, kind, axes in layout(type(self))
+            if kind is Tensor and axes == (self.rows,)
+        }
+        return pandas.DataFrame(columns, index=pandas.Index(self.layer, name=self.rows))
+
+
 Result = (
     Run
     | Eigenpairs
@@ -685,6 +766,7 @@ Result = (
     | Density
     | Estimate
     | Diagonal
+    | Layers
 )
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
@@ -700,4 +782,5 @@ RESULTS: dict[str, type[Result]] = {
     "Density": Density,
     "Estimate": Estimate,
     "Diagonal": Diagonal,
+    "Layers": Layers,
 }

@@ -19,6 +19,7 @@ LAYERS = [
         "batch_norm",
         "plane_plots",
         "spectrum_plots",
+        "layer_plots",
         "reading_torch",
         "reading_safetensors",
         "reading_hdf5",
@@ -41,12 +42,14 @@ LAYERS = [
     {"training", "lanczos"},
     {"quadrature"},
     {"spectrum", "directions"},
+    {"by_layer"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {"analyses"},
     {"comparison"},
+    {"recomputing_layers"},
     {"findings", "recomputing"},
     {"verification"},
 ]
@@ -61,12 +64,13 @@ LEAVES["reading"] = {"errors", "text"} | FORMATS
 LEAVES["reading_hdf5_child"] = set()
 LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
-LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots"}
+LEAVES["layer_plots"] = LEAVES["spectrum_plots"]
+LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots", "layer_plots"}
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
-    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "styles"},
+    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "layer_plots", "styles"},
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},

@@ -20,7 +20,7 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import plane_plots, plots, spectrum_plots, styles
+from sharpness import layer_plots, plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
 from sharpness.curvature import Dense
 from sharpness.results import (
@@ -73,6 +73,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Density": "of probes, with their interval; what is deflated has converged",
     "Estimate": "a mean of samples; a tolerance that was to be met and was not is told",
     "Diagonal": "means of samples, with their standard errors",
+    "Layers": lambda x: (x, replace(x, converged=missed(x.converged))),
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -130,7 +131,16 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 
 # The functions that draw a result or make a figure of it, by what tests them for marks.
 BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
-BY_KIND |= {"draws", "plane", "convexity", "quantities", "density", "estimate", "diagonal"}
+BY_KIND |= {
+    "draws",
+    "plane",
+    "convexity",
+    "quantities",
+    "density",
+    "estimate",
+    "diagonal",
+    "layers",
+}
 OTHERS = {
     "planes": "draws each by plane",
     "planes_figure": "draws each by plane",
@@ -138,6 +148,7 @@ OTHERS = {
     "band": "of numbers that are there; the figures of recipes say what is left out",
     "levels_of": "draws nothing",
     "default_width": "draws nothing",
+    "height": "draws nothing",
     "figure": "draws nothing",
     "frame": "draws nothing",
     "label_decades": "draws nothing",
@@ -163,7 +174,7 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    modules = (plots, plane_plots, spectrum_plots, styles)
+    modules = (plots, plane_plots, spectrum_plots, layer_plots, styles)
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sharpness.errors import InputError
+from sharpness.records import layout
 from sharpness.results import (
     RESULTS,
     Comparison,
@@ -20,6 +21,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Layers,
     Line,
     Plane,
     Result,
@@ -128,6 +130,7 @@ def test_a_result_and_its_file_are_one_dataset(
         ("Run", {"update"}),
         ("Trajectory", {"updates"}),
         ("Comparison", {"groups", "seeds", "contrasts"}),
+        ("Layers", {"layer"}),
     ],
 )
 def test_a_grid_has_its_coordinates(
@@ -187,6 +190,11 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         },
         Estimate: lambda r: {"samples": r.samples},
         Diagonal: lambda r: {"values": r.values, "stderr": r.stderr},
+        Layers: lambda r: {
+            name: getattr(r, name)
+            for name, kind, axes in layout(Layers)
+            if kind is torch.Tensor and axes == ("layer",)
+        },
     }.get(
         type(result),
         lambda r: {

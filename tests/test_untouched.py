@@ -223,6 +223,7 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "trace": [lambda c: sh.trace(sh.Hessian(c.objective()), probes=6)],
     "frobenius": [lambda c: sh.frobenius(sh.Hessian(c.objective()), probes=6)],
     "diagonal": [lambda c: sh.diagonal(sh.Hessian(c.objective()), probes=4)],
+    "layers": [lambda c: sh.layers(sh.Hessian(c.objective()), probes=4)],
     "along_training": [lambda c: sh.along_training(c.objective(), c.run(), sign_starts=1)],
     "convexity": [
         lambda c: sh.convexity(c.objective(), c.here, c.u, c.v, **c.grid()),
@@ -265,7 +266,7 @@ WITHOUT = {"ComputationError", "InputError", "TrainConfig", "accuracy", "Dense",
 WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", "load"}
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
-WITHOUT |= {"Density", "Diagonal", "Estimate", "OutOfMemoryError"}
+WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "OutOfMemoryError"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 
