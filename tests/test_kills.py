@@ -63,6 +63,7 @@ COMMANDS = {
     "density": Command(
         ["density", "sb.h5", "--steps", "20", "--probes", "30", "-o", "out.h5"], needs=["sb.h5"]
     ),
+    "layers": Command(["layers", "sb.h5", "--probes", "64", "-o", "out.h5"], needs=["sb.h5"]),
     "run": Command(
         [*RUN, "--batch-sizes", "100,600", "--workers", "1", "-o", "out"],
         output="out",
