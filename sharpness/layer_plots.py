@@ -1,7 +1,6 @@
 """Curvature per layer on matplotlib Axes; nothing here computes a product."""
 
 import math
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -83,22 +82,27 @@ def _bars(ax: Axes, values: Tensor, sure: Tensor, color: str, name: str, doubt: 
 
 
 def _whiskers(ax: Axes, values: Tensor, low: Tensor, high: Tensor, label: str, marker: str) -> None:
-    """Draw intervals; of what is exact or unknown there is but the marker."""
-    open_ended = low.isnan()
-    below = (values - low).clamp(min=0).masked_fill(open_ended, 0)
-    above = (high - values).clamp(min=0).masked_fill(open_ended, 0)
-    style: dict[str, Any] = {"fmt": marker or "none", "ecolor": BLACK, "color": BLACK}
-    ax.errorbar(
-        values.tolist(),
-        range(len(values)),
-        xerr=[below.tolist(), above.tolist()],
-        markersize=7,
-        markeredgewidth=1.4,
-        elinewidth=1.0,
-        capsize=2,
-        label=label,
-        **style,
-    )
+    """Draw markers, if there is one, and the intervals that are known."""
+    sure = ~low.isnan()
+    for chosen, name in ((sure, label), (~sure, f"{label}, {UNKNOWN}")):
+        rows = chosen.nonzero().flatten().tolist()
+        if not rows or not (marker or chosen is sure):
+            continue
+        x = values[rows]
+        ends = [(x - low[rows]).clamp(min=0).tolist(), (high[rows] - x).clamp(min=0).tolist()]
+        ax.errorbar(
+            x.tolist(),
+            rows,
+            xerr=ends if chosen is sure else None,
+            fmt=marker or "none",
+            color=BLACK if chosen is sure else GRAY,
+            ecolor=BLACK,
+            markersize=7,
+            markeredgewidth=1.4,
+            elinewidth=1.0,
+            capsize=2,
+            label=name,
+        )
 
 
 def _trace_of(result: Layers) -> str:

@@ -248,7 +248,7 @@ def kill(
     return kills, losses, ends, same
 
 
-SHARES = {"train": 4, "plane": 4, "convexity": 3, "eigs": 3, "density": 3, "run": 3}
+SHARES = {"train": 3, "plane": 3, "convexity": 3, "eigs": 3, "density": 3, "layers": 2, "run": 3}
 
 
 def test_what_is_killed_at_any_moment_loses_nothing_and_ends_with_the_same_bytes(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sharpness.cli.show import LINES, SUMMARIES
@@ -204,6 +205,10 @@ def test_a_long_name_is_cut_at_its_beginning() -> None:
 def test_unknown_intervals_are_hollow_and_named() -> None:
     made = plots.drawn(of_many(2, probes=3))
     (legend,) = made.legends
-    assert "trace, interval unknown" in [text.get_text() for text in legend.get_texts()]
+    told = [text.get_text() for text in legend.get_texts()]
+    assert "trace, interval unknown" in told
+    assert "Frobenius norm, interval unknown" in told
+    whiskers = [x for x in made.axes[0].containers if isinstance(x, ErrorbarContainer)]
+    assert len(whiskers[0].lines[2][0].get_segments()) == 1  # of the layer that is exact
     hollow = [p for p in made.axes[0].patches if p.get_facecolor()[:3] == (1, 1, 1)]
     assert len(hollow) == 1

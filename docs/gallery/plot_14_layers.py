@@ -67,10 +67,10 @@ fig = plt.figure(figsize=(6.8, 3.1), layout="constrained")
 sh.plots.layers(found, fig)
 
 # %%
-# The weights of the output layer are about an eighth of the parameters and have more than three fifths of
-# the trace: per parameter, the loss is curved more than ten times as much as along those of the first layer. The
-# largest eigenvalue of the whole is above that of any layer, as it must be, and here by a quarter:
-# the layers bend the loss together.
+# The weights of the output layer are about an eighth of the parameters and have more than three
+# fifths of the trace: per parameter, the loss is curved more than ten times as much as along those
+# of the first layer. The largest eigenvalue of the whole is above that of any layer, as it must be,
+# and here by a quarter: the layers bend the loss together.
 
 share = found.sizes / found.sizes.sum()
 assert found.converged.all()
