@@ -585,7 +585,8 @@ def _layers(found: Layers, origin: Origin) -> tuple[str, list[Check]]:
 
     error = _told_error(found.spec)
     checks = list(recomputing_layers.spots(found, A, chosen, error, affords))
-    return f"{len(chosen)} of {len(found.layer)} layers and the whole", checks
+    some = f"{len(chosen)} of {len(found.layer)} layers and "
+    return f"{some if found.spec['by'] != 'groups' else ''}the whole", checks
 
 
 def _objectives(found: Line | Cut | Plane, origin: Origin) -> dict[str, Objective]:

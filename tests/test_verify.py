@@ -370,6 +370,35 @@ def test_estimates_of_every_method_verify(
     assert len(verified.checks) > 5
 
 
+LAYERS: dict[str, Callable[[sh.Hessian], Any]] = {
+    "tensors": lambda A: sh.layers(A, probes=9),
+    "modules": lambda A: sh.layers(A, by="module", probes=9),
+    "one sample": lambda A: sh.layers(A, probes=3),
+    "not converged": lambda A: sh.layers(A, probes=6, budget=5),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("made", LAYERS.values(), ids=LAYERS.keys())
+def test_layers_verify(made: Callable[[sh.Hessian], Any], dtype: str, run: Run) -> None:
+    found = made(sh.Hessian(sh.objective_of(run, examples=64, dtype=dtype)))
+    verified = sh.verify(found, [run])
+    assert verified.agrees, verified.text
+    assert not verified.notes
+    assert "layers and the whole" in verified.subject
+
+
+def test_of_groups_whose_places_are_in_no_file_the_whole_is_verified(run: Run) -> None:
+    A = sh.Hessian(sh.objective_of(run, examples=64))
+    groups = {"even": torch.arange(0, A.size, 2), "odd": torch.arange(1, A.size, 2)}
+    found = sh.layers(A, groups=groups, probes=6)
+    verified = sh.verify(found, [run])
+    assert verified.agrees, verified.text
+    assert verified.subject == "the whole"
+    assert verified.notes == ["layers taken as they are, for their places are in no file"]
+    assert "traces of odd" in beyond(replace(found, traces=1.01 * found.traces), [run])
+
+
 def test_a_sample_that_no_number_made_of_them_gives_away_is_found(run: Run) -> None:
     A = sh.Hessian(sh.objective_of(run, examples=64))
     for method in ("hutchinson", "hutch++", "xtrace"):
