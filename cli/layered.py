@@ -3,9 +3,9 @@
 import math
 
 from sharpness.results import Layers
-from sharpness.text import interval, table
+from sharpness.text import interval, operator_name, table
 
-from .words import many, number, operator, operator_name
+from .words import many, number, operator
 
 
 def layers(found: Layers) -> list[str]:

@@ -17,7 +17,7 @@ from .parameters import (
     reporting,
     source,
 )
-from .sources import Pieces, answer, beside, objective, opened, request
+from .sources import Pieces, answer, beside, curvature, objective, opened, request
 
 
 @click.command(context_settings=COMMON)
@@ -60,15 +60,15 @@ def command(run: str, **options: Any) -> None:
       sharpness layers sb.h5
       sharpness layers sb.h5 --by module --probes 64
       sharpness layers sb.h5 --operator gauss-newton --split test
+      sharpness layers sb.h5 --params "*.weight"
     """
     from sharpness.by_layer import layers
-    from sharpness.operators import OPERATORS
 
     opened_run = opened(run, options)
 
     def compute(progress: Progress, pieces: Pieces) -> Any:
         f = objective(opened_run, options)
-        A = OPERATORS[options["operator"]](f, engine=options["engine"])
+        A, _ = curvature(f, options)
         chosen = {key: options[key] for key in ("by", "probes", "budget", "seed")}
         return layers(A, **chosen, pieces=pieces, progress=progress)
 

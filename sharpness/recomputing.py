@@ -573,7 +573,7 @@ def _diagonal(found: Diagonal, origin: Origin) -> tuple[str, list[Check]]:
 
 def _layers(found: Layers, origin: Origin) -> tuple[str, list[Check]]:
     """Compare the first, a middle and the last layer, and the whole."""
-    _, A = _operator(found.spec, origin)
+    A = origin.operator(found.spec["operator"])
     chosen = _spots(len(found.layer))
     if found.spec["by"] == "groups":
         origin.note("layers taken as they are, for their places are in no file")

@@ -125,6 +125,7 @@ def test_small_blocks_are_exact_and_cost_their_unknowns() -> None:
         assert float(found.shares[i]) == pytest.approx(float(B.trace() / M.trace()), rel=1e-12)
         v = found.vectors[at]
         assert float((B @ v - found.lambda_1[i] * v).norm()) < 1e-7
+        assert float(v.norm()) == pytest.approx(1)
     assert found.converged.all()
     assert not found.trace_stderr.any()
     assert not found.square_stderr.any()

@@ -78,6 +78,17 @@ def test_another_operator_and_engine_are_taken(run: Run, ask: Ask) -> None:
     assert same(load_as("sb.layers.h5", Layers), sh.layers(A, probes=6))
 
 
+def test_layers_of_some_parameters_are_their_blocks(run: Run, ask: Ask) -> None:
+    assert ask("layers", "sb.h5", "--params=*.weight", *FAST)[0] == 0
+    A = sh.Block(sh.Hessian(sh.objective_of(run, examples=200)), ["*.weight"])
+    found = load_as("sb.layers.h5", Layers)
+    assert found.layer == ["0.weight", "2.weight"]
+    assert same(found, sh.layers(A, probes=6))
+    code, out, err = ask("verify", "sb.layers.h5", "sb.h5")
+    assert code == 0, err
+    assert "2 of 2 layers and the whole" in out
+
+
 def test_what_was_stopped_goes_on_and_gives_the_same_bytes(
     run: Run, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +124,7 @@ def test_what_was_stopped_goes_on_and_gives_the_same_bytes(
     [
         (["--by=layer"], 2, "needs one of tensor, module, got 'layer'"),
         (["--probes=2"], 2, "needs a whole number of at least 3, got 2"),
-        (["--operator=fisher"], 2, "needs one of"),
+        (["--operator=layers"], 2, "needs one of"),
         (["--budget=0"], 2, "at least 4, got 0"),
     ],
 )
