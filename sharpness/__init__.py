@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.by_batch import batch_eigenvalues as batch_eigenvalues
     from sharpness.comparison import (
         compare as compare,
         compared as compared,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         solution as solution,
     )
     from sharpness.results import (
+        BatchEigenvalues as BatchEigenvalues,
         Comparison as Comparison,
         Convexity as Convexity,
         Cut as Cut,
@@ -108,6 +110,7 @@ HOMES = {
     "Scaled": "operators",
     "Sum": "operators",
     "WeightDecayed": "operators",
+    "batch_eigenvalues": "by_batch",
     "density": "spectrum",
     "diagonal": "spectrum",
     "eigsh": "lanczos",
@@ -129,6 +132,7 @@ HOMES = {
     "paired_ratio": "comparison",
     "run_numbers": "analyses",
     # results and files
+    "BatchEigenvalues": "results",
     "Comparison": "results",
     "Journal": "journal",
     "Convexity": "results",

@@ -7,7 +7,7 @@ options.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -656,6 +656,107 @@ class Diagonal(Record):
     spec: dict[str, Any]
 
 
+@dataclass(frozen=True, repr=False)
+class BatchEigenvalues(Record):
+    """The top eigenvalues of the curvature of each of M mini-batches, and of all the data.
+
+    A value that did not converge is a lower bound, and does not count in means and quantiles.
+
+    >>> import torch
+    >>> from sharpness.by_batch import batch_eigenvalues
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> x = torch.tensor([[1.0], [1.0], [2.0], [2.0]])
+    >>> f = Objective(model, [(x, 0 * x)], torch.nn.functional.mse_loss)  # of curvature 2 x^2
+    >>> found = batch_eigenvalues(f, batch_size=1)
+    >>> found.quantiles([0.0, 1.0]), round(found.mean()[0], 6), found.whole_values
+    (tensor([2., 8.], dtype=torch.float64), 5.0, tensor([5.], dtype=torch.float64))
+    """
+
+    rows: ClassVar[str] = "batch"
+    values: Annotated[Tensor, "batch", "pair"]  # (M, k)  the most wanted first
+    residuals: Annotated[Tensor, "batch", "pair"]  # (M, k)  |A v - lambda v|
+    converged: Annotated[Tensor, "batch", "pair"]  # (M, k) bool
+    losses: Annotated[Tensor, "batch"]  # (M,)  mean loss, without weight decay
+    weights: Annotated[Tensor, "batch"]  # (M,)  in the mean over the data: counts of examples
+    batch_products: Annotated[Tensor, "batch"]  # (M,) int: of each search, checks included
+    whole_values: Annotated[Tensor, "pair"]  # (k,)  of all the data
+    whole_residuals: Annotated[Tensor, "pair"]  # (k,)
+    whole_converged: Annotated[Tensor, "pair"]  # (k,) bool
+    # (k,)  standard errors as estimates for the data that the examples sample; 0 if they are all
+    whole_sampling_errors: Annotated[Tensor, "pair"]
+    whole_loss: float
+    examples: int  # N, of which the mini-batches take M times the batch size
+    batch_size: int
+    products: int  # of all searches, that of the whole data and checks included
+    spec: dict[str, Any]
+
+    @property
+    def counted(self) -> Tensor:
+        """The values that converged, (M, k), NaN in the place of others."""
+        return torch.where(self.converged, self.values, torch.nan)
+
+    @property
+    def left_out(self) -> int:
+        """How many examples are in no mini-batch."""
+        return self.examples - self.values.shape[0] * self.batch_size
+
+    @property
+    def is_partition(self) -> bool:
+        """Whether the curvature of all the data is the mean of those of the mini-batches.
+
+        The mean of their largest eigenvalues is at least that of all the data then, as the largest
+        eigenvalue is convex in the matrix.
+        """
+        by_batch = self.spec.get("operator", {}).get("objective", {}).get("batch_norm") == "batch"
+        alike = bool((self.weights == self.weights[0]).all())
+        return not self.left_out and alike and not by_batch
+
+    def mean(self, i: int = 0) -> densities.Interval:
+        """Return the mean of an eigenvalue over the mini-batches: mean, low, high.
+
+        Student's 95 % interval takes the values for independent draws, as those of mini-batches
+        of other examples from the same source are. The bounds are NaN, unknown, for fewer than two.
+
+        Args:
+            i: Which, 0 for the largest.
+        """
+        return t_interval(self.counted[:, i])
+
+    def spread(self, i: int = 0) -> float:
+        """Return the standard deviation over the mini-batches, NaN for fewer than two."""
+        known = self._known(i)
+        return float(known.std()) if len(known) > 1 else math.nan
+
+    def quantiles(self, levels: Sequence[float], i: int = 0) -> Tensor:
+        """Return quantiles over the mini-batches, NaN if none converged.
+
+        Args:
+            levels: Between 0 and 1; 0.5 is the median.
+            i: Which eigenvalue, 0 for the largest.
+        """
+        known, at = self._known(i), torch.tensor(levels, dtype=torch.float64)
+        return known.quantile(at) if len(known) else torch.full_like(at, torch.nan)
+
+    def _known(self, i: int) -> Tensor:
+        return self.values[:, i][self.converged[:, i]].double()
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` in long form: a row for each pair of each mini-batch.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        count, k = self.values.shape
+        batch, pair = torch.meshgrid(torch.arange(count), torch.arange(k), indexing="ij")
+        columns = {"batch": batch, "pair": pair}
+        columns |= {name: getattr(self, name) for name in ("values", "residuals", "converged")}
+        columns["losses"] = self.losses[:, None].expand(count, k)
+        return library("pandas").DataFrame(
+            {name: column.flatten().cpu().numpy() for name, column in columns.items()}
+        )
+
+
 Result = (
     Run
     | Eigenpairs
@@ -670,6 +771,7 @@ Result = (
     | Density
     | Estimate
     | Diagonal
+    | BatchEigenvalues
 )
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
@@ -685,4 +787,5 @@ RESULTS: dict[str, type[Result]] = {
     "Density": Density,
     "Estimate": Estimate,
     "Diagonal": Diagonal,
+    "BatchEigenvalues": BatchEigenvalues,
 }

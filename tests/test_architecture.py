@@ -42,7 +42,7 @@ LAYERS = [
     {"spectrum", "directions"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
-    {"box_sharpness", "perturbed", "stability", "flatness"},
+    {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {"analyses"},
     {"comparison"},
