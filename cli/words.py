@@ -52,13 +52,13 @@ def _objective(made: dict[str, Any]) -> Any:
     return _objective(made["of"]) if "of" in made else made.get("objective")
 
 
-def many(count: int, noun: str) -> str:
-    """Return a count and its noun.
+def many(count: int, noun: str, plural: str = "s") -> str:
+    """Return a count and its noun, with this ending of the plural.
 
-    >>> many(1, "probe"), many(1200, "step")
-    ('1 probe', '1,200 steps')
+    >>> many(1, "probe"), many(1200, "step"), many(2, "batch", "es")
+    ('1 probe', '1,200 steps', '2 batches')
     """
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{plural if count != 1 else ''}"
 
 
 def ends_of(values: Tensor) -> tuple[float, float]:

@@ -4,7 +4,7 @@ Letters: N examples, B of them in a mini-batch, M mini-batches, k pairs, n param
 """
 
 import logging
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -25,6 +25,7 @@ from sharpness.vectors import stream
 LOG = logging.getLogger(__name__)
 
 STREAM = (0, 3)  # of the partition among the streams of a seed
+MORE = 5  # numbers of a search beside the four of each pair
 PLAIN = (bool, int, float, str, type(None))  # what inputs may hold beside tensors
 
 
@@ -45,7 +46,7 @@ class Search:
         return OPERATORS[self.operator](f, point, engine=self.engine)
 
     def row(self, A: Curvature, loss: float, weight: float) -> Tensor:
-        """Return what was found of one operator, float64, (4k + 5,)."""
+        """Return what was found of one operator, float64, (4k + MORE,)."""
         pairs = eigsh(
             self.decayed(A),
             self.k,
@@ -150,6 +151,11 @@ def batch_eigenvalues(
 def piece_of(i: int) -> str:
     """Return the name of the piece of the i-th mini-batch."""
     return f"batch {i}"
+
+
+def no_pieces(k: int, missing: Iterable[int]) -> dict[str, Tensor]:
+    """Return pieces of zeros, of mini-batches that are not to be computed."""
+    return {piece_of(i): torch.zeros(4 * k + MORE, dtype=torch.float64) for i in missing}
 
 
 def partition(N: int, batch_size: int, count: int | None, seed: int) -> Tensor:

@@ -16,6 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
+from sharpness.batch_plots import (
+    batch_histogram as batch_histogram,
+    batch_violins as batch_violins,
+    batches as batches,
+)
 from sharpness.errors import InputError
 from sharpness.plane_plots import (
     KINDS as KINDS,
@@ -27,6 +32,7 @@ from sharpness.plane_plots import (
     quantities as quantities,
 )
 from sharpness.results import (
+    BatchEigenvalues,
     Comparison,
     Convexity,
     Cut,
@@ -803,6 +809,14 @@ def _density_figure(result: Density) -> Figure:
     return made
 
 
+def _batches_figure(result: BatchEigenvalues) -> Figure:
+    height = 3.4 + 0.75 * result.values.shape[1]
+    made = Figure(figsize=(6.2, height), layout="constrained")
+    batches(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _trajectory_figure(result: Trajectory) -> Figure:
     made = Figure(figsize=(6.0, 5.0), layout="constrained")
     along(result, made)
@@ -920,4 +934,5 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Density: _density_figure,
     Estimate: _one(estimate, 5.2, 3.8, columns=2),
     Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
+    BatchEigenvalues: _batches_figure,
 }

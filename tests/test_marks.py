@@ -20,7 +20,7 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import plane_plots, plots, spectrum_plots, styles
+from sharpness import batch_plots, plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
 from sharpness.curvature import Dense
 from sharpness.results import (
@@ -73,6 +73,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Density": "of probes, with their interval; what is deflated has converged",
     "Estimate": "a mean of samples; a tolerance that was to be met and was not is told",
     "Diagonal": "means of samples, with their standard errors",
+    "BatchEigenvalues": lambda x: (x, replace(x, converged=missed(x.converged))),
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -130,6 +131,7 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 
 # The functions that draw a result or make a figure of it, by what tests them for marks.
 BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
+BY_KIND |= {"batches", "batch_histogram", "batch_violins"}
 BY_KIND |= {"draws", "plane", "convexity", "quantities", "density", "estimate", "diagonal"}
 OTHERS = {
     "planes": "draws each by plane",
@@ -163,7 +165,7 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    modules = (plots, plane_plots, spectrum_plots, styles)
+    modules = (plots, plane_plots, spectrum_plots, batch_plots, styles)
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES

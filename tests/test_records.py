@@ -13,6 +13,7 @@ import torch
 from sharpness.errors import InputError
 from sharpness.results import (
     RESULTS,
+    BatchEigenvalues,
     Comparison,
     Convexity,
     Cut,
@@ -162,6 +163,14 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         values = result.values if isinstance(result, Plane) else {"largest": result.largest}
         for name, column in values.items():
             assert frame[name].tolist() == column.flatten().tolist()
+        return
+    if isinstance(result, BatchEigenvalues):
+        k = result.values.shape[1]
+        assert frame.batch.tolist()[: k + 1] == [0] * k + [1]
+        assert frame.pair.tolist()[: k + 1] == [*range(k), 0]
+        assert frame["values"].tolist() == result.values.flatten().tolist()
+        assert frame.converged.tolist() == result.converged.flatten().tolist()
+        assert frame.losses.tolist()[::k] == result.losses.tolist()
         return
     columns: dict[str, torch.Tensor] = {
         Run: lambda r: r.history,

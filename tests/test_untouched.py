@@ -222,6 +222,11 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "density": [lambda c: sh.density(sh.Hessian(c.objective()), steps=3, probes=2)],
     "trace": [lambda c: sh.trace(sh.Hessian(c.objective()), probes=6)],
     "frobenius": [lambda c: sh.frobenius(sh.Hessian(c.objective()), probes=6)],
+    "batch_eigenvalues": [
+        lambda c: sh.batch_eigenvalues(c.objective(), batch_size=5),
+        lambda c: sh.batch_eigenvalues(c.objective("reestimate"), batch_size=5, weight_decay=0.1),
+        lambda c: sh.batch_eigenvalues(c.objective("batch"), batch_size=6, engine="fresh"),
+    ],
     "diagonal": [lambda c: sh.diagonal(sh.Hessian(c.objective()), probes=4)],
     "along_training": [lambda c: sh.along_training(c.objective(), c.run(), sign_starts=1)],
     "convexity": [
@@ -265,7 +270,7 @@ WITHOUT = {"ComputationError", "InputError", "TrainConfig", "accuracy", "Dense",
 WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", "load"}
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
-WITHOUT |= {"Density", "Diagonal", "Estimate", "OutOfMemoryError"}
+WITHOUT |= {"BatchEigenvalues", "Density", "Diagonal", "Estimate", "OutOfMemoryError"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 
