@@ -63,6 +63,7 @@ COMMANDS = {
     "density": Command(
         ["density", "sb.h5", "--steps", "20", "--probes", "30", "-o", "out.h5"], needs=["sb.h5"]
     ),
+    "batches": Command(["batches", "sb.h5", "--batch-size", "20", "-o", "out.h5"], needs=["sb.h5"]),
     "run": Command(
         [*RUN, "--batch-sizes", "100,600", "--workers", "1", "-o", "out"],
         output="out",
@@ -247,7 +248,7 @@ def kill(
     return kills, losses, ends, same
 
 
-SHARES = {"train": 4, "plane": 4, "convexity": 3, "eigs": 3, "density": 3, "run": 3}
+SHARES = {"train": 4, "plane": 3, "convexity": 3, "eigs": 3, "density": 2, "batches": 2, "run": 3}
 
 
 def test_what_is_killed_at_any_moment_loses_nothing_and_ends_with_the_same_bytes(
