@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -74,13 +75,14 @@ def _histogram(result: BatchEigenvalues, ax: Axes, pair: int, *, log: bool) -> N
     if count:
         u = (known.log10() if log else known).numpy()
         edges = np.histogram_bin_edges(u, "auto")
-        if len(edges) > MOST_BINS + 1:
-            edges = np.histogram_bin_edges(u, MOST_BINS)
-        ax.hist(
-            known.numpy(),
-            (10**edges if log else edges).tolist(),
-            color=BLUE,
-            alpha=0.45,
+        counts, edges = np.histogram(u, edges if len(edges) <= MOST_BINS + 1 else MOST_BINS)
+        ends = 10**edges if log else edges
+        ax.bar(
+            ends[:-1],
+            counts,
+            np.diff(ends),
+            align="edge",
+            color=to_rgba(BLUE, 0.45),
             edgecolor=BLUE,
             linewidth=0.6,
             label=label,
