@@ -76,6 +76,9 @@ def test_least_squares_have_the_eigenvalues_of_the_examples_of_each_mini_batch(k
     assert found.whole_converged.all()
     assert (found.residuals <= 1e-8 * found.values[:, :1]).all()
     assert found.weights.tolist() == [5.0] * 4
+    whole = eigsh(Hessian(f), k, seed=3)
+    spent = found.batch_products.sum() + whole.products + whole.check_products
+    assert found.products == spent
     assert (found.examples, found.left_out, found.spec["left_out"]) == (N, 4, 4)
     assert not found.is_partition
 
@@ -303,6 +306,7 @@ def test_each_policy_of_batch_norm_is_that_of_the_mini_batch_by_itself() -> None
         wanted = dense(Objective(model, alone, mse, **options))[:2]
         torch.testing.assert_close(found.values[2], wanted)
         torch.testing.assert_close(found.whole_values, dense(f)[:2])
+        torch.testing.assert_close(found.whole_loss, float(f.value(f.theta)))
         assert found.is_partition == (policy != "batch")
         assert found.spec["operator"]["objective"]["batch_norm"] == policy
 
@@ -388,15 +392,17 @@ def test_the_interval_covers_the_mean_of_other_mini_batches_as_often_as_it_says(
 # ---- pieces, the user's own, and errors --------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", [None, "finite-difference"])
 def test_mini_batches_that_are_there_are_not_computed_again(
-    monkeypatch: pytest.MonkeyPatch,
+    engine: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = data()
     f = Objective(net(), cut(x, y), mse)
+    options: dict[str, Any] = {"batch_size": 6, "engine": engine, "tol": 1e-5}
     pieces: dict[str, Tensor] = {}
     told: list[tuple[int, int | None]] = []
     wanted = batch_eigenvalues(
-        f, batch_size=6, pieces=pieces, progress=lambda i, n, _: told.append((i, n))
+        f, **options, pieces=pieces, progress=lambda i, n, _: told.append((i, n))
     )
     assert list(pieces) == ["whole", "batch 0", "batch 1", "batch 2", "batch 3"]
     assert told == [(i, 5) for i in range(1, 6)]
@@ -409,7 +415,7 @@ def test_mini_batches_that_are_there_are_not_computed_again(
         return pairs
 
     monkeypatch.setattr("sharpness.by_batch.eigsh", search)
-    again = batch_eigenvalues(f, batch_size=6, pieces=pieces)
+    again = batch_eigenvalues(f, **options, pieces=pieces)
     assert searches == [wanted.batch_products[2]]
     assert torch.equal(again.values, wanted.values)
     assert again.spec == wanted.spec
@@ -438,11 +444,22 @@ def test_the_model_and_its_objective_stay_as_they_are() -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_a_sample_tells_the_sampling_error_of_its_whole_value_only() -> None:
+def test_a_sample_tells_the_sampling_error_of_its_whole_value_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    original = Objective.sampling_error
+
+    def noted(f: Objective, of: Any) -> Tensor:
+        asked.append(f.spec["examples"])
+        return original(f, of)
+
+    monkeypatch.setattr(Objective, "sampling_error", noted)
     run = train(TrainConfig(model_options={"widths": []}, batch_size=600, updates=2))
     found = batch_eigenvalues(objective_of(run, examples=100), batch_size=50)
     assert found.whole_sampling_errors[0] > 0
     assert found.examples == 100
+    assert asked == [100]  # which costs two products, and not of each mini-batch
     whole = batch_eigenvalues(objective_of(run), batch_size=300)
     assert whole.whole_sampling_errors.tolist() == [0.0]
 
