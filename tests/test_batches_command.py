@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,42 @@ def test_what_did_not_converge_is_told_with_its_mini_batch(run: Run, ask: Ask) -
     assert "lambda_1    unknown" in out
     assert "(NOT converged)" in out
     assert ask("plot", "sb.batches.h5")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("of", "options"),
+    [
+        ({}, {"batch_size": 200, "count": 2, "k": 2}),
+        (
+            {"split": "test", "examples": 150, "seed": 2},
+            {"batch_size": 50, "operator": "gauss-newton"},
+        ),
+        ({"micro_batch": 40}, {"batch_size": 150, "weight_decay": 0.1, "params": ["*.weight"]}),
+        ({"dtype": "float64"}, {"batch_size": 300, "engine": "finite-difference", "tol": 1e-3}),
+        ({}, {"batch_size": 300, "tol": 1e-12}),
+    ],
+    ids=str,
+)
+def test_mini_batches_of_every_kind_verify(
+    of: dict[str, Any], options: dict[str, Any], run: Run
+) -> None:
+    found = sh.batch_eigenvalues(sh.objective_of(run, **of), **options)
+    verified = sh.verify(found, [run])
+    assert verified.agrees, verified.text
+    assert bool(verified.notes) == (not found.converged.all())
+    wrong = replace(found, values=1.01 * found.values, losses=found.losses + 0.01)
+    named = {check.name for check in sh.verify(wrong, [run]).checks if not check.agrees}
+    assert "loss of mini-batch 1" in named
+    assert ("eigenvalue 1 of mini-batch 1" in named) == bool(found.converged.all())
+
+
+@pytest.mark.parametrize("policy", ["frozen", "batch", "reestimate"])
+def test_mini_batches_under_every_policy_of_batch_norm_verify(policy: str) -> None:
+    config = TrainConfig(model="cnn", model_options={"channels": [2]}, updates=3, threads=1)
+    run = train(config)
+    f = sh.objective_of(run, examples=60, batch_norm=policy)
+    verified = sh.verify(sh.batch_eigenvalues(f, batch_size=20), [run])
+    assert verified.agrees, verified.text
 
 
 def test_a_command_that_was_stopped_goes_on_and_gives_the_same_bytes(
