@@ -56,7 +56,7 @@ CHOSEN = (
 def command(run: str, **options: Any) -> None:
     """Compute the top eigenvalues of each mini-batch at the end of RUN, and of all the data.
 
-    The mini-batches are those of one pass of training, drawn by --seed: none shares an example
+    The mini-batches are such as one pass of training has, drawn by --seed: none shares an example
     with another, and what is left at the end is in none. Each that is done of an interrupted
     command is kept, and the same command continues.
 

@@ -83,7 +83,7 @@ def batch_eigenvalues(
 ) -> BatchEigenvalues:
     """Return the k largest eigenvalues of each of M mini-batches of B examples, and of all N.
 
-    The mini-batches are those of one pass of training: the examples in an order drawn from
+    The mini-batches are such as one pass of training has: the examples in an order drawn from
     ``seed``, cut every B. None shares an example with another, and up to B - 1 that are left at the
     end are in none. The curvature of the data is the mean of those of all mini-batches where
     nothing is left, and the mean of their largest eigenvalues is at least that of the data.

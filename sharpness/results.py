@@ -734,8 +734,13 @@ class BatchEigenvalues(Record):
         Args:
             levels: Between 0 and 1; 0.5 is the median.
             i: Which eigenvalue, 0 for the largest.
+
+        Raises:
+            InputError: If a level is not between 0 and 1.
         """
         known, at = self._known(i), torch.tensor(levels, dtype=torch.float64)
+        if not ((at >= 0) & (at <= 1)).all():
+            raise InputError(f"quantiles need levels from 0 to 1, got {list(levels)}: change them")
         return known.quantile(at) if len(known) else torch.full_like(at, torch.nan)
 
     def _known(self, i: int) -> Tensor:

@@ -358,6 +358,8 @@ def test_mean_spread_and_quantiles_are_of_the_values_that_converged() -> None:
         assert marked.mean(i) == t_interval(known)
         assert marked.spread(i) == float(known.std())
         assert torch.equal(marked.quantiles([0.0, 1.0], i), torch.stack([known.min(), known.max()]))
+    with pytest.raises(InputError, match=r"levels from 0 to 1, got \[50\]"):
+        marked.quantiles([50])
     assert marked.quantiles([0.5])[0] == known_median(found.values[keep, 0])
 
 
