@@ -337,7 +337,14 @@ ROWS = [
         "pairs that are no whole number",
         {"eigs sb.h5 -k 1.5": "whole number, got '1.5'", "eigs sb.h5 -k abc": "got 'abc'"},
     ),
-    Row(7, "more pairs than parameters", {"eigs sb.h5 -k 651": "k=651"}),
+    Row(
+        7,
+        "more pairs than parameters",
+        {
+            "eigs sb.h5 -k 651": "k=651",
+            "batches sb.h5 --batch-size 60 -k 651": "650 parameters, got k=651",
+        },
+    ),
     Row(
         8,
         "fewer steps than pairs",
@@ -783,7 +790,14 @@ ROWS = [
     Row(65, "tensor larger than its file", {f"eigs large.pt {BROUGHT}": "0.weight"}, code=1),
     Row(66, "no parameters", {f"{TRAIN} --model nets:empty_model": "trainable parameters"}),
     Row(67, "all parameters frozen", {f"{TRAIN} --model nets:Frozen": "requires_grad"}),
-    Row(68, "pattern of parameters that matches nothing", waits="--params"),
+    Row(
+        68,
+        "pattern of parameters that matches nothing",
+        {
+            "batches sb.h5 --batch-size 60 --weight-decay 1 --params head": "'head' matches no",
+            "batches sb.h5 --batch-size 60 --weight-decay 1 --params *.bias,head": "'head'",
+        },
+    ),
     Row(
         69,
         "two architectures",
