@@ -28,6 +28,7 @@ COMMANDS = {
     "density": ("density", "The density of the whole spectrum, from random probes."),
     "trace": ("trace", "Trace, Frobenius norm or diagonal of the Hessian, estimated."),
     "layers": ("layers", "Trace, lambda_1 and norm of the Hessian layer by layer."),
+    "batches": ("batches", "Top eigenvalues of each mini-batch, beside those of all the data."),
     "line": ("line", "Loss and accuracy on the line between two solutions."),
     "plane": ("plane", "Loss and accuracy on a plane, or where it is convex there."),
     "measure": ("measure", "Measures of sharpness at solutions."),

@@ -248,6 +248,7 @@ operator = chained(
     click.option(
         "--weight-decay",
         type=Real(least=0),
+        default=0.0,
         help="Add so many times the identity, as a penalty of the loss would.",
     ),
     click.option(

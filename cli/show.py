@@ -13,6 +13,7 @@ from torch import Tensor
 from sharpness.errors import InputError
 from sharpness.profiles import Basin
 from sharpness.results import (
+    BatchEigenvalues,
     Comparison,
     Convexity,
     Cut,
@@ -32,7 +33,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import layered, spectra
+from . import batch_words, layered, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -585,6 +586,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Estimate: spectra.estimate,
     Diagonal: spectra.diagonal,
     Layers: layered.layers,
+    BatchEigenvalues: batch_words.batches,
 }
 
 
@@ -675,4 +677,5 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Estimate: spectra.estimate_summary,
     Diagonal: spectra.diagonal_summary,
     Layers: layered.summary,
+    BatchEigenvalues: batch_words.batches_summary,
 }

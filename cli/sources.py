@@ -30,6 +30,8 @@ OF_CHECKPOINT = (
     *("model_options", "train_examples", "label_noise", "split_seed"),
     *("key", "max_bytes"),
 )
+# What says which matrix of an objective is meant.
+OF_MATRIX = ("operator", "engine", "draws", "seed", "weight_decay", "decayed", "params")
 Pieces = MutableMapping[str, Tensor]
 R = TypeVar("R")
 
@@ -107,22 +109,9 @@ def objective(source: Source, options: dict[str, Any], **changes: Any) -> Any:
 
 def curvature(f: "Objective", options: dict[str, Any]) -> "tuple[Operator, Curvature]":
     """Return the operator that the options ask for, and the matrix of f that it is made of."""
-    from sharpness.operators import OPERATORS, Block, WeightDecayed
+    from sharpness.operators import matrix
 
-    more: dict[str, Any] = {}
-    if options["operator"] == "fisher":
-        more = {"draws": options["draws"] or 1, "seed": options["seed"]}
-    elif options["draws"]:
-        raise InputError(f"--draws is for fisher, got {options['operator']}: leave it out")
-    base = OPERATORS[options["operator"]](f, engine=options["engine"], **more)
-    A: Operator = base
-    if options["weight_decay"]:
-        A = WeightDecayed(A, options["weight_decay"], params=options["decayed"])
-    elif options["decayed"]:
-        raise InputError("--decayed is for --weight-decay, got none: give it too")
-    if options["params"]:
-        A = Block(A, options["params"])
-    return A, base
+    return matrix(f, **{key: options[key] for key in OF_MATRIX})
 
 
 def gemm(options: dict[str, Any]) -> AbstractContextManager[None]:

@@ -23,13 +23,13 @@ def operator(made: dict[str, Any]) -> str:
     return f"{operator_name(made)}: {place(objective)}" if objective else operator_name(made)
 
 
-def many(count: int, noun: str) -> str:
-    """Return a count and its noun.
+def many(count: int, noun: str, plural: str = "s") -> str:
+    """Return a count and its noun, with this ending of the plural.
 
-    >>> many(1, "probe"), many(1200, "step")
-    ('1 probe', '1,200 steps')
+    >>> many(1, "probe"), many(1200, "step"), many(2, "batch", "es")
+    ('1 probe', '1,200 steps', '2 batches')
     """
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{plural if count != 1 else ''}"
 
 
 def ends_of(values: Tensor) -> tuple[float, float]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.by_batch import batch_eigenvalues as batch_eigenvalues
     from sharpness.by_layer import layers as layers
     from sharpness.comparison import (
         compare as compare,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         solution as solution,
     )
     from sharpness.results import (
+        BatchEigenvalues as BatchEigenvalues,
         Comparison as Comparison,
         Convexity as Convexity,
         Cut as Cut,
@@ -113,6 +115,7 @@ HOMES = {
     "Scaled": "operators",
     "Sum": "operators",
     "WeightDecayed": "operators",
+    "batch_eigenvalues": "by_batch",
     "density": "spectrum",
     "diagonal": "spectrum",
     "eigsh": "lanczos",
@@ -135,6 +138,7 @@ HOMES = {
     "paired_ratio": "comparison",
     "run_numbers": "analyses",
     # results and files
+    "BatchEigenvalues": "results",
     "Comparison": "results",
     "Journal": "journal",
     "Convexity": "results",

@@ -196,6 +196,30 @@ class Objective:
         other._set_policy(batch_norm)
         return other
 
+    def over(self, batches: Batches, *, spec: Mapping[str, Any] | None = None) -> "Objective":
+        """Return the same mean loss over other batches, such as some of the examples.
+
+        Args:
+            batches: As those of an Objective.
+            spec: What its spec says otherwise.
+
+        Raises:
+            InputError: If they cannot be repeated, are empty or shuffle.
+        """
+        _require_fixed(batches)
+        other = copy(self)
+        other.batches, other.spec = batches, {**self.spec, **(spec or {})}
+        other._looked_at = self._looked_at - {"batches"}
+        return other
+
+    def kept(self) -> "Objective":
+        """Return the same mean loss with batches that are read once and kept on the device.
+
+        They are left where they are if they are more than half of ``memory``.
+        """
+        kept = self._kept(self.batches, "batches")
+        return self if kept is self.batches else self.over(kept)
+
     def placed(self, point: Solution) -> "Objective":
         """Return the same mean loss for many points that are written to its theta, in turn.
 
@@ -519,6 +543,13 @@ class Objective:
                 f"count needs to give a finite number of at least 0, got {weight}: change it"
             )
         return weight
+
+    def weight(self) -> float:
+        """Return what all batches weigh: the number of targets, or the sum of counts or weights."""
+        none = self.theta.new_zeros(())
+        return math.fsum(
+            weight for weight, _ in self._each(self.batches, lambda *_: none, "batches")
+        )
 
     @property
     def is_sample(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sharpness.curvature import AdaptiveHessian, Curvature, GaussNewton, Hessian, Operator
 from sharpness.errors import InputError
 from sharpness.fisher import EmpiricalFisher, Fisher
+from sharpness.objective import Objective, Point
 from sharpness.vectors import digest
 
 NAMED = 5  # parameters that an error names
@@ -296,6 +297,50 @@ class Block(Made):
         whole = v.new_zeros(self.parts[0].size)
         whole[self.places] = v
         return whole
+
+
+def matrix(
+    f: Objective,
+    point: Point | None = None,
+    *,
+    operator: str = "hessian",
+    engine: str | None = None,
+    draws: int | None = None,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    decayed: Sequence[str] | None = None,
+    params: Sequence[str] | None = None,
+) -> tuple[Operator, Curvature]:
+    """Return the operator of these options, and the matrix of f that it is made of.
+
+    Args:
+        operator: A name of ``OPERATORS``.
+        engine: How its products come about (see ``Hessian``).
+        draws: Labels for each target, of ``fisher`` alone. Default: 1.
+        seed: Of those labels.
+        weight_decay: Added to it (see ``WeightDecayed``).
+        decayed: Patterns of the parameters that are decayed. Default: all.
+        params: Patterns of the parameters whose ``Block`` it is at last. Default: all.
+
+    Raises:
+        InputError: If there is no such operator, or an option is for another one.
+    """
+    if operator not in OPERATORS:
+        raise InputError(
+            f"operator needs to be one of {', '.join(OPERATORS)}, got {operator!r}: choose one"
+        )
+    more: dict[str, Any] = {}
+    if OPERATORS[operator] is Fisher:
+        more = {"draws": 1 if draws is None else draws, "seed": seed}
+    elif draws is not None:
+        raise InputError(f"draws are for fisher, got {operator}: leave them out")
+    if decayed is not None and not weight_decay:
+        raise InputError("decayed needs the weight_decay that it is for, got none: give both")
+    base = OPERATORS[operator](f, point, engine=engine, **more)
+    A: Operator = base
+    if weight_decay:
+        A = WeightDecayed(A, weight_decay, params=decayed)
+    return (A if params is None else Block(A, params)), base
 
 
 def shapes_of(A: Operator) -> Mapping[str, torch.Size]:

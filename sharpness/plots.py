@@ -16,6 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
+from sharpness.batch_plots import (
+    batch_histogram as batch_histogram,
+    batch_violins as batch_violins,
+    batches as batches,
+)
 from sharpness.errors import InputError
 from sharpness.layer_plots import height, layers as layers
 from sharpness.plane_plots import (
@@ -28,6 +33,7 @@ from sharpness.plane_plots import (
     quantities as quantities,
 )
 from sharpness.results import (
+    BatchEigenvalues,
     Comparison,
     Convexity,
     Cut,
@@ -813,6 +819,14 @@ def _layers_figure(result: Layers) -> Figure:
     return made
 
 
+def _batches_figure(result: BatchEigenvalues) -> Figure:
+    height = 3.4 + 0.75 * result.values.shape[1]
+    made = Figure(figsize=(6.2, height), layout="constrained")
+    batches(result, made)
+    _entitle(made, result)
+    return made
+
+
 def _trajectory_figure(result: Trajectory) -> Figure:
     made = Figure(figsize=(6.0, 5.0), layout="constrained")
     along(result, made)
@@ -932,4 +946,5 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Estimate: _one(estimate, 5.2, 3.8, columns=2),
     Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
     Layers: _layers_figure,
+    BatchEigenvalues: _batches_figure,
 }

@@ -35,6 +35,7 @@ from sharpness.operators import sampling_errors_of
 from sharpness.planes import plane
 from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
+from sharpness.recomputing_batches import batches
 from sharpness.results import (
     Comparison,
     Convexity,
@@ -632,4 +633,5 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Estimate": _estimate,
     "Diagonal": _diagonal,
     "Layers": _layers,
+    "BatchEigenvalues": batches,
 }

@@ -7,7 +7,7 @@ options.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +18,7 @@ from sharpness import densities, profiles
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
 from sharpness.records import Record, Shown, layout, library
+from sharpness.text import objective_spec
 
 FEW = 5  # directions that are told one by one
 LEVEL = 0.1  # of the loss, to tell basins at: above all ends of the curves of Keskar et al. (2017)
@@ -752,6 +753,113 @@ class Layers(Record):
         return pandas.DataFrame(columns, index=pandas.Index(self.layer, name=self.rows))
 
 
+@dataclass(frozen=True, repr=False)
+class BatchEigenvalues(Record):
+    """The top eigenvalues of the curvature of each of M mini-batches, and of all the data.
+
+    A value that did not converge is a lower bound, and does not count in means and quantiles.
+
+    >>> import torch
+    >>> from sharpness.by_batch import batch_eigenvalues
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> x = torch.tensor([[1.0], [1.0], [2.0], [2.0]])
+    >>> f = Objective(model, [(x, 0 * x)], torch.nn.functional.mse_loss)  # of curvature 2 x^2
+    >>> found = batch_eigenvalues(f, batch_size=1)
+    >>> found.quantiles([0.0, 1.0]), round(found.mean()[0], 6), found.whole_values
+    (tensor([2., 8.], dtype=torch.float64), 5.0, tensor([5.], dtype=torch.float64))
+    """
+
+    rows: ClassVar[str] = "batch"
+    values: Annotated[Tensor, "batch", "pair"]  # (M, k)  the most wanted first
+    residuals: Annotated[Tensor, "batch", "pair"]  # (M, k)  |A v - lambda v|
+    converged: Annotated[Tensor, "batch", "pair"]  # (M, k) bool
+    losses: Annotated[Tensor, "batch"]  # (M,)  mean loss, without weight decay
+    weights: Annotated[Tensor, "batch"]  # (M,)  in the mean over the data: counts of examples
+    batch_products: Annotated[Tensor, "batch"]  # (M,) int: of each search, checks included
+    whole_values: Annotated[Tensor, "pair"]  # (k,)  of all the data
+    whole_residuals: Annotated[Tensor, "pair"]  # (k,)
+    whole_converged: Annotated[Tensor, "pair"]  # (k,) bool
+    # (k,)  standard errors as estimates for the data that the examples sample; 0 if they are all
+    whole_sampling_errors: Annotated[Tensor, "pair"]
+    whole_loss: float
+    examples: int  # N, of which the mini-batches take M times the batch size
+    batch_size: int
+    products: int  # of all searches, that of the whole data and checks included
+    spec: dict[str, Any]
+
+    @property
+    def counted(self) -> Tensor:
+        """The values that converged, (M, k), NaN in the place of others."""
+        return torch.where(self.converged, self.values, torch.nan)
+
+    @property
+    def left_out(self) -> int:
+        """How many examples are in no mini-batch."""
+        return self.examples - self.values.shape[0] * self.batch_size
+
+    @property
+    def is_partition(self) -> bool:
+        """Whether the curvature of all the data is the mean of those of the mini-batches.
+
+        The mean of their largest eigenvalues is at least that of all the data then, as the largest
+        eigenvalue is convex in the matrix.
+        """
+        by_batch = (objective_spec(self.spec["operator"]) or {}).get("batch_norm") == "batch"
+        alike = bool((self.weights == self.weights[0]).all())
+        is_drawn = self.spec["matrix"] == "fisher"  # whose labels are other ones in the whole
+        return not (self.left_out or by_batch or is_drawn) and alike
+
+    def mean(self, i: int = 0) -> densities.Interval:
+        """Return the mean of an eigenvalue over the mini-batches: mean, low, high.
+
+        Student's 95 % interval takes the values for independent draws, as those of mini-batches
+        of other examples from the same source are. The bounds are NaN, unknown, for fewer than two.
+
+        Args:
+            i: Which, 0 for the largest.
+        """
+        return t_interval(self.counted[:, i])
+
+    def spread(self, i: int = 0) -> float:
+        """Return the standard deviation over the mini-batches, NaN for fewer than two."""
+        known = self._known(i)
+        return float(known.std()) if len(known) > 1 else math.nan
+
+    def quantiles(self, levels: Sequence[float], i: int = 0) -> Tensor:
+        """Return quantiles over the mini-batches, NaN if none converged.
+
+        Args:
+            levels: Between 0 and 1; 0.5 is the median.
+            i: Which eigenvalue, 0 for the largest.
+
+        Raises:
+            InputError: If a level is not between 0 and 1.
+        """
+        known, at = self._known(i), torch.tensor(levels, dtype=torch.float64)
+        if not ((at >= 0) & (at <= 1)).all():
+            raise InputError(f"quantiles need levels from 0 to 1, got {list(levels)}: change them")
+        return known.quantile(at) if len(known) else torch.full_like(at, torch.nan)
+
+    def _known(self, i: int) -> Tensor:
+        return self.values[:, i][self.converged[:, i]].double()
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` in long form: a row for each pair of each mini-batch.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        count, k = self.values.shape
+        batch, pair = torch.meshgrid(torch.arange(count), torch.arange(k), indexing="ij")
+        columns = {"batch": batch, "pair": pair}
+        columns |= {name: getattr(self, name) for name in ("values", "residuals", "converged")}
+        columns["losses"] = self.losses[:, None].expand(count, k)
+        return library("pandas").DataFrame(
+            {name: column.flatten().cpu().numpy() for name, column in columns.items()}
+        )
+
+
 Result = (
     Run
     | Eigenpairs
@@ -767,6 +875,7 @@ Result = (
     | Estimate
     | Diagonal
     | Layers
+    | BatchEigenvalues
 )
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
@@ -783,4 +892,5 @@ RESULTS: dict[str, type[Result]] = {
     "Estimate": Estimate,
     "Diagonal": Diagonal,
     "Layers": Layers,
+    "BatchEigenvalues": BatchEigenvalues,
 }

@@ -20,6 +20,7 @@ LAYERS = [
         "plane_plots",
         "spectrum_plots",
         "layer_plots",
+        "batch_plots",
         "reading_torch",
         "reading_safetensors",
         "reading_hdf5",
@@ -45,9 +46,9 @@ LAYERS = [
     {"by_layer"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
-    {"box_sharpness", "perturbed", "stability", "flatness"},
+    {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
     {"measures", "trajectory", "rebuilding", "checks"},
-    {"analyses"},
+    {"analyses", "recomputing_batches"},
     {"comparison"},
     {"recomputing_layers"},
     {"findings", "recomputing"},
@@ -65,12 +66,21 @@ LEAVES["reading_hdf5_child"] = set()
 LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
 LEAVES["layer_plots"] = LEAVES["spectrum_plots"]
-LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots", "layer_plots"}
+LEAVES["batch_plots"] = LEAVES["spectrum_plots"]
+PLOTS = {"plane_plots", "spectrum_plots", "layer_plots", "batch_plots"}
+LEAVES["plots"] = LEAVES["spectrum_plots"] | PLOTS
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
-    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "layer_plots", "styles"},
+    "matplotlib": {
+        "plots",
+        "plane_plots",
+        "spectrum_plots",
+        "layer_plots",
+        "batch_plots",
+        "styles",
+    },
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},

@@ -337,7 +337,14 @@ ROWS = [
         "pairs that are no whole number",
         {"eigs sb.h5 -k 1.5": "whole number, got '1.5'", "eigs sb.h5 -k abc": "got 'abc'"},
     ),
-    Row(7, "more pairs than parameters", {"eigs sb.h5 -k 651": "k=651"}),
+    Row(
+        7,
+        "more pairs than parameters",
+        {
+            "eigs sb.h5 -k 651": "k=651",
+            "batches sb.h5 --batch-size 60 -k 651": "650 parameters, got k=651",
+        },
+    ),
     Row(
         8,
         "fewer steps than pairs",
@@ -788,7 +795,7 @@ ROWS = [
         "pattern of parameters that matches nothing",
         {
             f"{command} sb.h5 --params layer9.*": "matches no parameter; names begin 0.weight"
-            for command in ("eigs", "density", "trace")
+            for command in ("eigs", "density", "trace", "batches --batch-size 60")
         },
     ),
     Row(

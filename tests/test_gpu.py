@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sharpness.box_sharpness import epsilon_sharpness
+from sharpness.by_batch import batch_eigenvalues
 from sharpness.curvature import Hessian
 from sharpness.cuts import cut
 from sharpness.directions import NORMALIZATIONS
@@ -44,6 +45,15 @@ def test_analyses_on_the_gpu_agree_with_those_on_the_cpu(run: Run) -> None:
     assert run.start is not None
     lines = [line(f, run.start, run.end, alphas=alphas).values["loss"] for f in (here, there)]
     torch.testing.assert_close(lines[0], lines[1], rtol=1e-10, atol=0)
+
+
+def test_mini_batches_on_the_gpu_are_those_on_the_cpu(run: Run) -> None:
+    one, other = (
+        batch_eigenvalues(objective_of(run, device=device), batch_size=150)
+        for device in ("cpu", "cuda")
+    )
+    torch.testing.assert_close(one.values, other.values, rtol=1e-7, atol=0)
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-10, atol=0)
 
 
 def test_directions_on_the_gpu_are_those_on_the_cpu_bit_by_bit(run: Run) -> None:

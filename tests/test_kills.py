@@ -64,6 +64,7 @@ COMMANDS = {
         ["density", "sb.h5", "--steps", "20", "--probes", "30", "-o", "out.h5"], needs=["sb.h5"]
     ),
     "layers": Command(["layers", "sb.h5", "--probes", "64", "-o", "out.h5"], needs=["sb.h5"]),
+    "batches": Command(["batches", "sb.h5", "--batch-size", "20", "-o", "out.h5"], needs=["sb.h5"]),
     "run": Command(
         [*RUN, "--batch-sizes", "100,600", "--workers", "1", "-o", "out"],
         output="out",
@@ -248,7 +249,8 @@ def kill(
     return kills, losses, ends, same
 
 
-SHARES = {"train": 3, "plane": 3, "convexity": 3, "eigs": 3, "density": 3, "layers": 2, "run": 3}
+SHARES = {"train": 3, "plane": 3, "convexity": 3, "eigs": 2, "density": 2, "layers": 2}
+SHARES |= {"batches": 2, "run": 3}
 
 
 def test_what_is_killed_at_any_moment_loses_nothing_and_ends_with_the_same_bytes(

@@ -20,7 +20,7 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import layer_plots, plane_plots, plots, spectrum_plots, styles
+from sharpness import batch_plots, layer_plots, plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
 from sharpness.curvature import Dense
 from sharpness.results import (
@@ -74,6 +74,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Estimate": "a mean of samples; a tolerance that was to be met and was not is told",
     "Diagonal": "means of samples, with their standard errors",
     "Layers": lambda x: (x, replace(x, converged=missed(x.converged))),
+    "BatchEigenvalues": lambda x: (x, replace(x, converged=missed(x.converged))),
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -141,6 +142,7 @@ BY_KIND |= {
     "diagonal",
     "layers",
 }
+BY_KIND |= {"batches", "batch_histogram", "batch_violins"}
 OTHERS = {
     "planes": "draws each by plane",
     "planes_figure": "draws each by plane",
@@ -174,7 +176,7 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    modules = (plots, plane_plots, spectrum_plots, layer_plots, styles)
+    modules = (plots, plane_plots, spectrum_plots, layer_plots, batch_plots, styles)
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES

@@ -14,6 +14,7 @@ from sharpness.errors import InputError
 from sharpness.records import layout
 from sharpness.results import (
     RESULTS,
+    BatchEigenvalues,
     Comparison,
     Convexity,
     Cut,
@@ -173,6 +174,14 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
             assert of_probe.nodes.tolist() == nodes[~nodes.isnan()].tolist()
             assert of_probe.weights.tolist() == weights[~nodes.isnan()].tolist()
         assert len(frame) == int((~result.nodes.isnan()).sum())
+        return
+    if isinstance(result, BatchEigenvalues):
+        k = result.values.shape[1]
+        assert frame.batch.tolist()[: k + 1] == [0] * k + [1]
+        assert frame.pair.tolist()[: k + 1] == [*range(k), 0]
+        assert frame["values"].tolist() == result.values.flatten().tolist()
+        assert frame.converged.tolist() == result.converged.flatten().tolist()
+        assert frame.losses.tolist()[::k] == result.losses.tolist()
         return
     columns: dict[str, torch.Tensor] = {
         Run: lambda r: r.history,

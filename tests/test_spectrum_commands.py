@@ -212,9 +212,12 @@ def test_commands_take_blocks_weight_decay_and_fisher_matrices(
 
 def test_what_says_nothing_of_the_operator_is_refused(run: Run, ask: Ask) -> None:
     code, _, err = ask("trace", "sb.h5", "--draws", "2")
-    assert (code, "--draws is for fisher, got hessian: leave it out" in err) == (2, True)
+    assert (code, "draws are for fisher, got hessian: leave them out" in err) == (2, True)
     code, _, err = ask("trace", "sb.h5", "--decayed", "0")
-    assert (code, "--decayed is for --weight-decay, got none: give it too" in err) == (2, True)
+    assert (code, "decayed needs the weight_decay that it is for, got none: give both" in err) == (
+        2,
+        True,
+    )
 
 
 def test_a_request_without_these_options_is_that_of_older_files(run: Run, ask: Ask) -> None:

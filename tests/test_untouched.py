@@ -187,6 +187,11 @@ def once(operator: Any, case: Case, engine: str) -> None:
     assert A @ case.v is not None
 
 
+def of_made(case: Case, make: Callable[[Any], Any]) -> None:
+    A = make(sh.Hessian(case.objective()))
+    assert A @ torch.ones(A.size, dtype=A.dtype) is not None
+
+
 def evaluated(case: Case, batch_norm: str) -> None:
     f = case.objective(batch_norm)
     f.evaluate(case.here)
@@ -214,6 +219,12 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     ],
     "AdaptiveHessian": [lambda c: once(sh.AdaptiveHessian, c, "cached")],
     "GaussNewton": [lambda c: once(sh.GaussNewton, c, "fresh")],
+    "Fisher": [lambda c: once(sh.Fisher, c, "fresh")],
+    "EmpiricalFisher": [lambda c: once(sh.EmpiricalFisher, c, "cached")],
+    "Sum": [lambda c: of_made(c, lambda A: sh.Sum((2.0, A), (-1.0, sh.GaussNewton(A.objective))))],
+    "WeightDecayed": [lambda c: of_made(c, lambda A: sh.WeightDecayed(A, 0.1))],
+    "Scaled": [lambda c: of_made(c, lambda A: sh.Scaled(A, c.here.theta.abs()))],
+    "Block": [lambda c: of_made(c, lambda A: sh.Block(A, torch.tensor([0, 3])))],
     "to_scipy": [lambda c: sh.to_scipy(sh.Hessian(c.objective())) @ np.ones(len(c.here.theta))],
     "eigsh": [
         lambda c: sh.eigsh(sh.Hessian(c.objective()), 1),
@@ -222,6 +233,11 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "density": [lambda c: sh.density(sh.Hessian(c.objective()), steps=3, probes=2)],
     "trace": [lambda c: sh.trace(sh.Hessian(c.objective()), probes=6)],
     "frobenius": [lambda c: sh.frobenius(sh.Hessian(c.objective()), probes=6)],
+    "batch_eigenvalues": [
+        lambda c: sh.batch_eigenvalues(c.objective(), batch_size=5),
+        lambda c: sh.batch_eigenvalues(c.objective("reestimate"), batch_size=5, weight_decay=0.1),
+        lambda c: sh.batch_eigenvalues(c.objective("batch"), batch_size=6, engine="fresh"),
+    ],
     "diagonal": [lambda c: sh.diagonal(sh.Hessian(c.objective()), probes=4)],
     "layers": [lambda c: sh.layers(sh.Hessian(c.objective()), probes=4)],
     "along_training": [lambda c: sh.along_training(c.objective(), c.run(), sign_starts=1)],
@@ -266,7 +282,7 @@ WITHOUT = {"ComputationError", "InputError", "TrainConfig", "accuracy", "Dense",
 WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", "load"}
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
-WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "OutOfMemoryError"}
+WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "BatchEigenvalues", "OutOfMemoryError"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 

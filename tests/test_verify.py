@@ -225,6 +225,18 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("Layers", field("whole_square", by=1e-2), "square of the whole"),
     ("Layers", lambda found: {"sizes": found.sizes + 1}, "parameters of 0.bias"),
     ("Layers", lambda found: {"layer": found.layer[::-1]}, "layers of other names"),
+    ("BatchEigenvalues", field("values", (0, 0), 1e-2), "eigenvalue 1 of mini-batch 1"),
+    ("BatchEigenvalues", field("values", (4, 1), 1e-2), "eigenvalue 2 of mini-batch 5"),
+    ("BatchEigenvalues", field("values", (2, 0), 1e-2), "eigenvalue 1 of mini-batch 3"),
+    ("BatchEigenvalues", field("residuals", (0, 1), 1.0), "residual of eigenvalue 2"),
+    ("BatchEigenvalues", field("losses", 2, 1e-4), "loss of mini-batch 3"),
+    ("BatchEigenvalues", field("weights", 4), "weight of mini-batch 5"),
+    ("BatchEigenvalues", field("whole_values", 0, 1e-2), "eigenvalue 1 of all the data"),
+    ("BatchEigenvalues", field("whole_residuals", 1, 1.0), "residual of eigenvalue 2 of all"),
+    ("BatchEigenvalues", field("whole_sampling_errors", 1), "sampling error 2 of all the data"),
+    ("BatchEigenvalues", field("whole_loss", by=1e-4), "loss of all the data"),
+    ("BatchEigenvalues", lambda found: {"examples": found.examples + 1}, "examples"),
+    ("BatchEigenvalues", lambda found: {"batch_size": 1}, "batch_size"),
 ]
 
 
