@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.by_class import class_structure as class_structure
     from sharpness.comparison import (
         compare as compare,
         compared as compared,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         solution as solution,
     )
     from sharpness.results import (
+        ClassStructure as ClassStructure,
         Comparison as Comparison,
         Convexity as Convexity,
         Cut as Cut,
@@ -106,6 +108,7 @@ HOMES = {
     "GaussNewton": "curvature",
     "Hessian": "curvature",
     "Scaled": "operators",
+    "class_structure": "by_class",
     "Sum": "operators",
     "WeightDecayed": "operators",
     "density": "spectrum",
@@ -129,6 +132,7 @@ HOMES = {
     "paired_ratio": "comparison",
     "run_numbers": "analyses",
     # results and files
+    "ClassStructure": "results",
     "Comparison": "results",
     "Journal": "journal",
     "Convexity": "results",

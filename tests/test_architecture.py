@@ -39,7 +39,7 @@ LAYERS = [
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"quadrature"},
-    {"spectrum", "directions"},
+    {"spectrum", "directions", "by_class"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness"},
