@@ -27,6 +27,7 @@ COMMANDS = {
     "eigs": ("eigs", "Top eigenvalues of the Hessian at a solution."),
     "density": ("density", "The density of the whole spectrum, from random probes."),
     "trace": ("trace", "Trace, Frobenius norm or diagonal of the Hessian, estimated."),
+    "classes": ("classes", "What of the curvature belongs to classes, and of the gradient to it."),
     "line": ("line", "Loss and accuracy on the line between two solutions."),
     "plane": ("plane", "Loss and accuracy on a plane, or where it is convex there."),
     "measure": ("measure", "Measures of sharpness at solutions."),

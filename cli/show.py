@@ -13,6 +13,7 @@ from torch import Tensor
 from sharpness.errors import InputError
 from sharpness.profiles import Basin
 from sharpness.results import (
+    ClassStructure,
     Comparison,
     Convexity,
     Cut,
@@ -31,7 +32,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import spectra
+from . import class_words, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -583,6 +584,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Density: spectra.density,
     Estimate: spectra.estimate,
     Diagonal: spectra.diagonal,
+    ClassStructure: class_words.classes,
 }
 
 
@@ -672,4 +674,5 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Density: spectra.density_summary,
     Estimate: spectra.estimate_summary,
     Diagonal: spectra.diagonal_summary,
+    ClassStructure: class_words.classes_summary,
 }

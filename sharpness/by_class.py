@@ -85,17 +85,18 @@ def class_structure(
     >>> found.outliers, round(float(found.values[0]), 6), round(found.gap, 1)
     (9, 1.04553, 15.0)
     """
-    here = objective.settled(objective.theta if point is None else point)
+    given = objective.at(objective.theta if point is None else point)
+    here = objective.settled(given)
     pieces = {} if pieces is None else pieces
     weights = _kept(pieces, "weights", lambda: weights_of(objective, here))
     classes, n = len(weights), len(here.theta)
     k = min(n, max(classes + MORE, min(3 * classes, THRICE))) if k is None else k
     tol = TOLERANCE[here.theta.dtype] if tol is None else tol
     options: dict[str, Any] = {"tol": tol, "seed": seed, "progress": progress}
-    G = GaussNewton(objective, here, engine=engine)
+    G = GaussNewton(objective, given, engine=engine)
     pairs = eigsh(G, k, **options, pieces=_Part(pieces, "Gauss-Newton"))
     G.maps.clear()  # before the graphs of another matrix come to those of this one
-    H = Hessian(objective, here, engine=engine)
+    H = Hessian(objective, given, engine=engine)
     others = eigsh(H, min(n, classes + 1), **options, pieces=_Part(pieces, "Hessian"))
     H.maps.clear()
 

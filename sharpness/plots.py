@@ -16,6 +16,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
+from sharpness.class_plots import (
+    class_cosines as class_cosines,
+    class_eigenvalues as class_eigenvalues,
+)
 from sharpness.errors import InputError
 from sharpness.plane_plots import (
     KINDS as KINDS,
@@ -27,6 +31,7 @@ from sharpness.plane_plots import (
     quantities as quantities,
 )
 from sharpness.results import (
+    ClassStructure,
     Comparison,
     Convexity,
     Cut,
@@ -803,6 +808,16 @@ def _density_figure(result: Density) -> Figure:
     return made
 
 
+def _classes_figure(result: ClassStructure) -> Figure:
+    """Return a figure of the eigenvalues and of the cosines between class means."""
+    made, grid = figure(9.6, 4.6, columns=2)
+    class_eigenvalues(result, grid[0, 0])
+    grid[0, 0].legend(**ABOVE, ncols=2)
+    class_cosines(result, grid[0, 1])
+    _entitle(made, result)
+    return made
+
+
 def _trajectory_figure(result: Trajectory) -> Figure:
     made = Figure(figsize=(6.0, 5.0), layout="constrained")
     along(result, made)
@@ -920,4 +935,5 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Density: _density_figure,
     Estimate: _one(estimate, 5.2, 3.8, columns=2),
     Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
+    ClassStructure: _classes_figure,
 }

@@ -35,6 +35,7 @@ from sharpness.operators import OPERATORS
 from sharpness.planes import plane
 from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
+from sharpness.recomputing_classes import classes
 from sharpness.results import (
     Comparison,
     Convexity,
@@ -623,4 +624,5 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Density": _density,
     "Estimate": _estimate,
     "Diagonal": _diagonal,
+    "ClassStructure": classes,
 }

@@ -19,6 +19,7 @@ LAYERS = [
         "batch_norm",
         "plane_plots",
         "spectrum_plots",
+        "class_plots",
         "reading_torch",
         "reading_safetensors",
         "reading_hdf5",
@@ -44,7 +45,7 @@ LAYERS = [
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness"},
     {"measures", "trajectory", "rebuilding", "checks"},
-    {"analyses"},
+    {"analyses", "recomputing_classes"},
     {"comparison"},
     {"findings", "recomputing"},
     {"verification"},
@@ -60,12 +61,13 @@ LEAVES["reading"] = {"errors", "text"} | FORMATS
 LEAVES["reading_hdf5_child"] = set()
 LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
-LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots"}
+LEAVES["class_plots"] = LEAVES["spectrum_plots"]
+LEAVES["plots"] = LEAVES["spectrum_plots"] | {"plane_plots", "spectrum_plots", "class_plots"}
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
-    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "styles"},
+    "matplotlib": {"plots", "plane_plots", "spectrum_plots", "class_plots", "styles"},
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},

@@ -130,7 +130,8 @@ def plain() -> Case:
 def weighted_examples() -> Case:
     model, (X, y) = network(), examples()
     w = torch.rand(len(y)).double() * (torch.arange(len(y)) % 3 > 0)
-    batches = [(X[:9], y[:9], w[:9]), (X[9:], y[9:], w[9:])]
+    w[9:12] = 0  # a batch that weighs nothing
+    batches = [(X[i:j], y[i:j], w[i:j]) for i, j in ((0, 9), (9, 12), (12, len(y)))]
     return model, Objective(model, batches, EACH, reduction="none"), X, y, w / w.sum()
 
 

@@ -73,6 +73,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Density": "of probes, with their interval; what is deflated has converged",
     "Estimate": "a mean of samples; a tolerance that was to be met and was not is told",
     "Diagonal": "means of samples, with their standard errors",
+    "ClassStructure": lambda x: (x, replace(x, converged=missed(x.converged))),
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -131,11 +132,13 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 # The functions that draw a result or make a figure of it, by what tests them for marks.
 BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
 BY_KIND |= {"draws", "plane", "convexity", "quantities", "density", "estimate", "diagonal"}
+BY_KIND |= {"class_eigenvalues"}
 OTHERS = {
     "planes": "draws each by plane",
     "planes_figure": "draws each by plane",
     "paired": "of numbers that are there; the figures of recipes say what is left out",
     "band": "of numbers that are there; the figures of recipes say what is left out",
+    "class_cosines": "of means, which take no search; classes without an example are told",
     "levels_of": "draws nothing",
     "default_width": "draws nothing",
     "figure": "draws nothing",

@@ -206,6 +206,17 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("Diagonal", lambda found: {"stderr": 1.001 * found.stderr}, "standard error"),
     ("Diagonal", field("values", 7, 1e-2), "sum"),
     ("Diagonal", lambda found: {"samples": found.samples + 1}, "samples"),
+    ("ClassStructure", field("values", 0, 1e-2), "eigenvalue 1 of G"),
+    ("ClassStructure", field("hessian_values", 4), "eigenvalue 5 of the Hessian"),
+    ("ClassStructure", field("mean_values", 1, 1e-4), "eigenvalue 2 of G1"),
+    ("ClassStructure", field("pair_values", 3, 1e-2), "eigenvalue 4 of G1 + G2"),
+    ("ClassStructure", field("gram", (0, 0), 1e-3), "product of the means of 0 and 0"),
+    ("ClassStructure", field("gram", (3, 5)), "eigenvalue"),
+    ("ClassStructure", field("class_weights", 9, 1e-3), "weight of class 9"),
+    ("ClassStructure", field("error_weights", 0, 1e-3), "weight of errors of class 0"),
+    ("ClassStructure", field("gradient_norm", by=1e-3), "gradient norm"),
+    ("ClassStructure", field("gradient_shares", 8), "share of the gradient in 9 of G"),
+    ("ClassStructure", field("overlaps", 8, 0.2), "overlap of the first 9"),
 ]
 
 
