@@ -13,7 +13,7 @@ def classes(found: ClassStructure) -> list[str]:
     absent = f", without an example of {_listed(found.absent)}" if found.absent else ""
     return [
         operator(found.spec["operator"]),
-        f"{many(found.classes, 'class').replace('classs', 'classes')}{absent}; {_outliers(found)}",
+        f"{found.classes:,} classes{absent}; {_outliers(found)}",
         *_eigenvalues(found),
         _overlap(found),
         *_gradient(found),
@@ -75,8 +75,8 @@ def _gradient(found: ClassStructure) -> list[str]:
     if found.is_drowned:
         return [f"{norm}: its direction is rounding, so its shares are unknown"]
     rows = []
-    chosen = dict.fromkeys([1, found.outliers, found.classes, len(found.hessian_values)])
-    for count in sorted(set(chosen)):
+    chosen = {1, found.outliers, found.classes}
+    for count in sorted(chosen):
         if not 0 < count <= len(found.hessian_values):
             continue
         i = count - 1

@@ -318,8 +318,7 @@ def _of_means(
     j = torch.arange(1, len(together) + 1)
     eps = torch.finfo(means.dtype).eps
     exact = torch.full_like(mu, UNITS * eps * float(mu[0]))
-    known = torch.ones_like(mu, dtype=torch.bool)
-    doubt = _doubts(mu, exact, known, whole=True)[: len(j)] + _of_pairs(pairs)[: len(j)]
+    doubt = _davis_kahan(mu, exact, whole=True)[: len(j)] + subspace_errors(pairs)[: len(j)]
     overlaps, errors = torch.full((2, classes), torch.nan, dtype=torch.float64)
     overlaps[: len(j)], errors[: len(j)] = _unless_unknown(together / j, doubt)
     return gram, values, overlaps, errors
@@ -357,47 +356,45 @@ def _noise(objective: Objective, here: Solution, seed: int) -> Tensor:
 def _shares(pairs: Eigenpairs, gradient: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return |P g|^2 / |g|^2 for the first 1, ..., k eigenvectors, and bounds of their errors.
 
-    For projections P and P', |g^T (P - P') g| <= |P - P'| |g|^2; the rounding of g adds twice its
-    part.
+    For projections P and P', |g^T (P - P') g| <= |P - P'| |g|^2; the rounding of g would add twice
+    its part, if it were no estimate.
     """
     norm = gradient.double().norm()
     parts = _gram(pairs.vectors.to(gradient.device), gradient[None])[:, 0] / norm.cpu()
-    if not norm > DROWNED * noise:
-        unknown = torch.full_like(parts, torch.nan)
-        return unknown, unknown
-    doubt = _of_pairs(pairs) + 2 * float(noise / norm)
+    doubt = subspace_errors(pairs) + DROWNED * float(noise / norm)
     return _unless_unknown(parts.square().cumsum(0), doubt)
 
 
 def _unless_unknown(values: Tensor, doubts: Tensor) -> tuple[Tensor, Tensor]:
     """Return shares and the bounds of their errors, NaN both where a bound says nothing."""
-    known = doubts < 1
+    known = doubts < 1  # else they are no news of a number from 0 to 1
     return values.where(known, torch.nan).clamp(max=1), doubts.where(known, torch.nan)
 
 
-def _of_pairs(pairs: Eigenpairs) -> Tensor:
-    values, residuals = pairs.values.double().cpu(), pairs.residuals.double().cpu()
-    rounding = UNITS * torch.finfo(pairs.vectors.dtype).eps * values.abs().max()
-    whole = pairs.vectors.shape[0] == pairs.vectors.shape[1]
-    return _doubts(values, residuals + rounding, pairs.converged.cpu(), whole=whole)
-
-
-def _doubts(values: Tensor, residuals: Tensor, converged: Tensor, *, whole: bool) -> Tensor:
+def subspace_errors(pairs: Eigenpairs) -> Tensor:
     """Return bounds of |P - P'| for the span of the first 1, ..., k vectors, and the eigenspace.
 
-    sin Theta <= |R| / gap (Davis and Kahan 1970), with the residuals R of the j vectors, and the
-    gap from the j-th value to the next eigenvalue, which is its Ritz value and its residual at
-    most. NaN, where one of these has not converged, and for the last one, unless the vectors are
-    a whole basis.
+    NaN where one of the pairs up to the next has not converged, or no gap is known: for the last
+    one, unless the vectors are a whole basis, and among equal eigenvalues.
     """
-    nan = values.new_full((1,), torch.nan)
-    below, sure = torch.cat([(values + residuals)[1:], nan]), converged.cummin(0).values
-    gaps = values - below
+    values, residuals = pairs.values.double().cpu(), pairs.residuals.double().cpu()
+    rounding = UNITS * torch.finfo(pairs.vectors.dtype).eps * values.abs().max()
+    sure = pairs.converged.cpu().cummin(0).values
+    whole = pairs.vectors.shape[0] == pairs.vectors.shape[1]
+    bounds = _davis_kahan(values, residuals + rounding, whole=whole)
+    return torch.where(torch.cat([sure[1:], sure[-1:]]), bounds, torch.nan)
+
+
+def _davis_kahan(values: Tensor, residuals: Tensor, *, whole: bool) -> Tensor:
+    """Return |R| / gap, of which sin Theta is no more (Davis and Kahan 1970), for j = 1, ..., k.
+
+    R are the residuals of the first j vectors, and the gap goes from the j-th value to the next
+    eigenvalue, which is its Ritz value and its residual at most.
+    """
+    last = values.new_tensor([-torch.inf if whole else torch.nan])
+    gaps = values - torch.cat([(values + residuals)[1:], last])
     gaps = torch.where(gaps > 0, gaps, torch.nan)
-    gaps[-1] = torch.inf if whole else torch.nan
-    after = torch.cat([sure[1:], sure[-1:]])
-    bounds = residuals.square().cumsum(0).sqrt() / gaps
-    return torch.where(sure & after, bounds, torch.nan)
+    return residuals.square().cumsum(0).sqrt() / gaps
 
 
 def _kept(pieces: Pieces, name: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ def _numbers(ax: Axes, cosines: Tensor) -> None:
     for i, row in enumerate(cosines.tolist()):
         for j, x in enumerate(row):
             if i != j and not math.isnan(x):
-                text = f"{x:.1f}".replace("-0.0", "0.0").replace("0.", ".")
+                text = f"{x:.1f}".replace("0.", ".") if abs(x) >= 0.05 else "0"
                 color = "white" if abs(x) > 0.6 else "black"
                 ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
 

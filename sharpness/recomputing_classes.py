@@ -46,19 +46,17 @@ def _means(found: ClassStructure, f: Objective, here: Solution) -> list[Check]:
     rows = [rows_of(f, here, weights, c, cross=False)[0].double() for c in chosen]
     checks = []
     for i, c in enumerate(chosen):
-        for name, stored, value in (
-            ("weight", found.class_weights[c], weights[c].sum()),
-            ("weight of errors", found.error_weights[c], off[c].sum()),
+        for name, stored, again in (
+            ("weight", found.class_weights[c], float(weights[c].sum())),
+            ("weight of errors", found.error_weights[c], float(off[c].sum())),
         ):
-            limit = relative * float(value)
-            checks.append(
-                Check(f"{name} of class {c}", float(stored), float(value), limit, float(value))
-            )
+            name = f"{name} of class {c}"
+            checks.append(Check(name, float(stored), again, relative * again, again))
         for j, other in enumerate(chosen[: i + 1]):
-            value, size = float(rows[i] @ rows[j]), float(rows[i].norm() * rows[j].norm())
+            product, size = float(rows[i] @ rows[j]), float(rows[i].norm() * rows[j].norm())
             name = f"product of the means of {other} and {c}"
-            stored = float(found.gram[c, other])
-            checks.append(Check(name, stored, value, relative * size, size))
+            stored = found.gram[c, other]
+            checks.append(Check(name, float(stored), product, relative * size, size))
     return checks
 
 

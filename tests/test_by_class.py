@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import sharpness as sh
-from sharpness.by_class import class_structure, rows_of, weights_of
+from sharpness.by_class import class_structure, rows_of, subspace_errors, weights_of
 from sharpness.data import digits
 from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Batches, Objective
-from sharpness.results import ClassStructure
+from sharpness.results import ClassStructure, Eigenpairs
 from sharpness.training import cpu_threads
 
 C = 4
@@ -300,7 +301,7 @@ def test_the_hessian_of_softmax_regression_is_its_gauss_newton_matrix(
         assert shares[:8].isnan().all()
         assert shares[9:11].isnan().all()
         assert torch.equal(shares.isnan(), errors.isnan())
-    assert not found.overlaps[8].isnan()
+    assert 0.5 < float(found.overlaps[8]) < 1
     assert found.overlaps[9].isnan()
 
 
@@ -321,6 +322,7 @@ def test_errors_of_shares_are_bounds(tol: float, seed: int) -> None:
     ):
         known = (~errors.isnan()).nonzero().flatten().tolist()
         assert known
+        assert (errors[known] < 1).all()
         for i in known:
             gap = abs(float(shares[i]) - projected(A, i + 1, true.gradient))
             assert gap <= float(errors[i]) + 1e-12
@@ -328,6 +330,39 @@ def test_errors_of_shares_are_bounds(tol: float, seed: int) -> None:
         U, V = (torch.linalg.eigh(A)[1][:, -i - 1 :] for A in (true.parts[1], true.G))
         gap = abs(float(found.overlaps[i]) - float((U.T @ V).square().sum()) / (i + 1))
         assert gap <= float(found.overlap_errors[i]) + 1e-12
+
+
+def test_the_error_of_an_eigenspace_allows_for_the_next_eigenvalue() -> None:
+    A = torch.diag(torch.tensor([3.0, 2.0, 0.0])).double()
+    a, b = 0.1, 0.7
+    v = torch.tensor([math.cos(a), math.sin(a), 0]).double()
+    w = torch.tensor([-math.sin(a) * math.cos(b), math.cos(a) * math.cos(b), math.sin(b)]).double()
+    V = torch.stack([v, w])
+    values = (V @ A * V).sum(dim=1)
+    pairs = Eigenpairs(
+        values=values,
+        vectors=V,
+        residuals=(V @ A - values[:, None] * V).norm(dim=1),
+        sampling_errors=torch.zeros(2),
+        orthogonality=0.0,
+        converged=torch.tensor([True, True]),
+        products=0,
+        check_products=0,
+        spec={},
+    )
+    bound, last = subspace_errors(pairs).tolist()
+    assert bound >= math.sin(a)  # the second Ritz value is far below 2: its own gap is too large
+    assert float(pairs.residuals[0] / (values[0] - values[1])) < math.sin(a)
+    assert math.isnan(last)
+    missed = replace(pairs, converged=torch.tensor([True, False]))
+    assert subspace_errors(missed).isnan().all()
+    whole = replace(
+        pairs,
+        vectors=torch.eye(2).double(),
+        values=values.new_tensor([3.0, 2.0]),
+        residuals=values.new_zeros(2),
+    )
+    assert float(subspace_errors(whole)[1]) == 0
 
 
 def test_a_gradient_that_is_rounding_has_no_share() -> None:
