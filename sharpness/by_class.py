@@ -87,16 +87,23 @@ def class_structure(
     """
     given = objective.at(objective.theta if point is None else point)
     here = objective.settled(given)
+    n = len(here.theta)
+    if engine == "finite-difference" or (k is not None and not 0 < k <= n):
+        raise InputError(
+            "class_structure needs 0 < k <= n and an engine of exact products, got k="
+            f"{k}, n={n}, engine={engine}: ask for fewer pairs, or leave the engine out"
+        )
+    G = GaussNewton(objective, given, engine=engine)
+    H = Hessian(objective, given, engine=engine)
+    specs = [A.spec for A in (G, H)]  # before pieces that are there make a difference to them
     pieces = {} if pieces is None else pieces
     weights = _kept(pieces, "weights", lambda: weights_of(objective, here))
-    classes, n = len(weights), len(here.theta)
+    classes = len(weights)
     k = min(n, max(classes + MORE, min(3 * classes, THRICE))) if k is None else k
     tol = TOLERANCE[here.theta.dtype] if tol is None else tol
     options: dict[str, Any] = {"tol": tol, "seed": seed, "progress": progress}
-    G = GaussNewton(objective, given, engine=engine)
     pairs = eigsh(G, k, **options, pieces=_Part(pieces, "Gauss-Newton"))
     G.maps.clear()  # before the graphs of another matrix come to those of this one
-    H = Hessian(objective, given, engine=engine)
     others = eigsh(H, min(n, classes + 1), **options, pieces=_Part(pieces, "Hessian"))
     H.maps.clear()
 
@@ -147,8 +154,8 @@ def class_structure(
             "cross": cross,
             "cross_reason": reason,
             "engine": engine,
-            "operator": G.spec,
-            "hessian": {key: H.spec[key] for key in ("engine", "engine_reason", "kernels")},
+            "operator": specs[0],
+            "hessian": {key: specs[1][key] for key in ("engine", "engine_reason", "kernels")},
             "basis": {"m": pairs.spec["m"], "hessian_m": others.spec["m"]},
         },
     )

@@ -65,10 +65,12 @@ def _stored(found: ClassStructure) -> list[Check]:
     there = [c for c in range(found.classes) if c not in found.absent]
     mu = torch.linalg.eigvalsh(found.gram[there][:, there]).flip(0).clamp(min=0)
     limit = RELATIVE[torch.float64] * float(mu[0])
-    return [
-        Check(f"eigenvalue {i + 1} of G1", float(stored), float(value), limit, float(mu[0]))
-        for i, (stored, value) in enumerate(zip(found.mean_values, mu, strict=False))
-    ]
+    apart = float((found.gram - found.gram.T).nan_to_num().abs().max())
+    checks = [Check("asymmetry of the products of means", apart, 0.0, limit, float(mu[0]))]
+    for i, (stored, value) in enumerate(zip(found.mean_values, mu, strict=False), start=1):
+        name = f"eigenvalue {i} of G1"
+        checks.append(Check(name, float(stored), float(value), limit, float(mu[0])))
+    return checks
 
 
 def _searched(found: ClassStructure, again: ClassStructure, relative: float) -> list[Check]:

@@ -417,6 +417,19 @@ def test_pairs_that_did_not_converge_leave_shares_unknown() -> None:
     assert found.overlaps.isnan().all()
 
 
+def test_what_is_rounding_is_no_outlier() -> None:
+    found = class_structure(plain()[1], k=6)
+    values = torch.tensor([1.0, 0.9, 0.3, 0.2, 1e-15, 1e-30]).double()
+    planted = replace(found, values=values, residuals=torch.zeros(6).double())
+    assert planted.outliers == 2
+    assert planted.gap == pytest.approx(3)
+    unsure = replace(planted, residuals=torch.tensor([0, 0, 0, 0.5, 0, 0]).double())
+    assert unsure.outliers == 2
+    alone = replace(planted, values=values * torch.tensor([1.0, 0, 0, 0, 0, 0]).double())
+    assert alone.outliers == 0
+    assert math.isnan(alone.gap)
+
+
 # ---- options -----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import plane_plots, plots, spectrum_plots, styles
+from sharpness import class_plots, plane_plots, plots, spectrum_plots, styles
 from sharpness.comparison import compared
 from sharpness.curvature import Dense
 from sharpness.results import (
@@ -166,7 +166,7 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    modules = (plots, plane_plots, spectrum_plots, styles)
+    modules = (plots, plane_plots, spectrum_plots, class_plots, styles)
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES
