@@ -112,7 +112,7 @@ def class_structure(
     parts = []
     for done, c in enumerate(present, start=1):
         compute = partial(rows_of, objective, here, weights, c, cross=cross)
-        parts.append(_kept(pieces, f"class {c}", compute))
+        parts.append(_kept(pieces, f"class {c}", compute).to(here.theta.device))
         if progress:
             progress(done, len(present), f"class {c}")
     means = torch.stack([part[0] for part in parts])
@@ -123,15 +123,15 @@ def class_structure(
     hessian_shares, hessian_share_errors = _shares(others, gradient, noise)
     off = weights - torch.diag(weights.diagonal())
     return ClassStructure(
-        values=pairs.values,
-        residuals=pairs.residuals,
-        converged=pairs.converged,
-        sampling_errors=pairs.sampling_errors,
+        values=pairs.values.cpu(),
+        residuals=pairs.residuals.cpu(),
+        converged=pairs.converged.cpu(),
+        sampling_errors=pairs.sampling_errors.cpu(),
         gradient_shares=shares,
         gradient_share_errors=share_errors,
-        hessian_values=others.values,
-        hessian_residuals=others.residuals,
-        hessian_converged=others.converged,
+        hessian_values=others.values.cpu(),
+        hessian_residuals=others.residuals.cpu(),
+        hessian_converged=others.converged.cpu(),
         hessian_gradient_shares=hessian_shares,
         hessian_gradient_share_errors=hessian_share_errors,
         mean_values=mean_values,
