@@ -7,6 +7,8 @@ from sharpness.text import table
 
 from .words import many, number, operator, operator_name
 
+HARDLY = 2.0  # a ratio of neighbors below which an outlier hardly stands apart
+
 
 def classes(found: ClassStructure) -> list[str]:
     """Return the lines of a class structure."""
@@ -33,6 +35,7 @@ def _outliers(found: ClassStructure) -> str:
         return "no outliers"
     words = f"{many(count, 'outlier')}, by the largest ratio of neighbors"
     words += "" if math.isnan(found.gap) else f", {found.gap:.3g}"
+    words += ", hardly a gap" if found.gap < HARDLY else ""
     missed = not found.converged[: count + 1].all()
     return f"{words} (NOT converged)" if missed else words
 

@@ -136,6 +136,12 @@ def test_what_is_unknown_is_told(found: ClassStructure) -> None:
     assert "without an example of 7" in words[1]
     (row,) = [line for line in words if line.startswith("7  ") and "unknown" in line]
     assert row.count("unknown") == 4
+    values = 1 / torch.arange(2, 16).double()
+    assert (
+        "1 outlier, by the largest ratio of neighbors, 1.5, hardly a gap"
+        in classes(replace(found, values=values))[1]
+    )
+    assert "hardly" not in classes(found)[1]
     none = replace(found, values=0 * found.values)
     assert "no outliers" in classes(none)[1]
 
