@@ -29,6 +29,7 @@ COMMANDS = {
     "trace": ("trace", "Trace, Frobenius norm or diagonal of the Hessian, estimated."),
     "layers": ("layers", "Trace, lambda_1 and norm of the Hessian layer by layer."),
     "batches": ("batches", "Top eigenvalues of each mini-batch, beside those of all the data."),
+    "classes": ("classes", "What of the curvature belongs to classes, and of the gradient to it."),
     "line": ("line", "Loss and accuracy on the line between two solutions."),
     "plane": ("plane", "Loss and accuracy on a plane, or where it is convex there."),
     "measure": ("measure", "Measures of sharpness at solutions."),

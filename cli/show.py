@@ -14,6 +14,7 @@ from sharpness.errors import InputError
 from sharpness.profiles import Basin
 from sharpness.results import (
     BatchEigenvalues,
+    ClassStructure,
     Comparison,
     Convexity,
     Cut,
@@ -33,7 +34,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import batch_words, layered, spectra
+from . import batch_words, class_words, layered, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -587,6 +588,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Diagonal: spectra.diagonal,
     Layers: layered.layers,
     BatchEigenvalues: batch_words.batches,
+    ClassStructure: class_words.classes,
 }
 
 
@@ -678,4 +680,5 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Diagonal: spectra.diagonal_summary,
     Layers: layered.summary,
     BatchEigenvalues: batch_words.batches_summary,
+    ClassStructure: class_words.classes_summary,
 }

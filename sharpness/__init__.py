@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         subspace_sharpness as subspace_sharpness,
     )
     from sharpness.by_batch import batch_eigenvalues as batch_eigenvalues
+    from sharpness.by_class import class_structure as class_structure
     from sharpness.by_layer import layers as layers
     from sharpness.comparison import (
         compare as compare,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     )
     from sharpness.results import (
         BatchEigenvalues as BatchEigenvalues,
+        ClassStructure as ClassStructure,
         Comparison as Comparison,
         Convexity as Convexity,
         Cut as Cut,
@@ -113,6 +115,7 @@ HOMES = {
     "GaussNewton": "curvature",
     "Hessian": "curvature",
     "Scaled": "operators",
+    "class_structure": "by_class",
     "Sum": "operators",
     "WeightDecayed": "operators",
     "batch_eigenvalues": "by_batch",
@@ -139,6 +142,7 @@ HOMES = {
     "run_numbers": "analyses",
     # results and files
     "BatchEigenvalues": "results",
+    "ClassStructure": "results",
     "Comparison": "results",
     "Journal": "journal",
     "Convexity": "results",

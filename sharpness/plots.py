@@ -21,6 +21,10 @@ from sharpness.batch_plots import (
     batch_violins as batch_violins,
     batches as batches,
 )
+from sharpness.class_plots import (
+    class_cosines as class_cosines,
+    class_eigenvalues as class_eigenvalues,
+)
 from sharpness.errors import InputError
 from sharpness.layer_plots import height, layers as layers
 from sharpness.plane_plots import (
@@ -34,6 +38,7 @@ from sharpness.plane_plots import (
 )
 from sharpness.results import (
     BatchEigenvalues,
+    ClassStructure,
     Comparison,
     Convexity,
     Cut,
@@ -827,6 +832,16 @@ def _batches_figure(result: BatchEigenvalues) -> Figure:
     return made
 
 
+def _classes_figure(result: ClassStructure) -> Figure:
+    """Return a figure of the eigenvalues and of the cosines between class means."""
+    made, grid = figure(9.6, 4.6, columns=2)
+    class_eigenvalues(result, grid[0, 0])
+    grid[0, 0].legend(**ABOVE, ncols=2)
+    class_cosines(result, grid[0, 1])
+    _entitle(made, result)
+    return made
+
+
 def _trajectory_figure(result: Trajectory) -> Figure:
     made = Figure(figsize=(6.0, 5.0), layout="constrained")
     along(result, made)
@@ -947,4 +962,5 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Diagonal: _one(diagonal, 5.2, 3.8, columns=2),
     Layers: _layers_figure,
     BatchEigenvalues: _batches_figure,
+    ClassStructure: _classes_figure,
 }

@@ -36,6 +36,7 @@ from sharpness.planes import plane
 from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
 from sharpness.recomputing_batches import batches
+from sharpness.recomputing_classes import classes
 from sharpness.results import (
     Comparison,
     Convexity,
@@ -634,4 +635,5 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Diagonal": _diagonal,
     "Layers": _layers,
     "BatchEigenvalues": batches,
+    "ClassStructure": classes,
 }

@@ -22,6 +22,7 @@ from sharpness.text import objective_spec
 
 FEW = 5  # directions that are told one by one
 LEVEL = 0.1  # of the loss, to tell basins at: above all ends of the curves of Keskar et al. (2017)
+DROWNED = 10  # times its rounding, up to which a gradient has no direction
 
 
 @dataclass(frozen=True, repr=False)
@@ -860,6 +861,97 @@ class BatchEigenvalues(Record):
         )
 
 
+@dataclass(frozen=True, repr=False)
+class ClassStructure(Record):
+    """The top of the Gauss-Newton matrix G of a cross-entropy, and what of it classes explain.
+
+    G1 is the second moment of the means of the C classes, G1 + G2 that of their C (C - 1) pairs.
+    Numbers are NaN where they are unknown, and of a class without an example.
+
+    >>> import torch
+    >>> from sharpness.by_class import class_structure
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 2, bias=False).double()
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> data = [(torch.ones(2, 1).double(), torch.tensor([0, 1]))]
+    >>> f = Objective(model, data, torch.nn.functional.cross_entropy)
+    >>> found = class_structure(f)  # of the logistic model, with gradients that are opposite
+    >>> found.cosines.round().tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
+
+    rows: ClassVar[str] = "pair"
+    values: Annotated[Tensor, "pair"]  # (k,)  of G
+    residuals: Annotated[Tensor, "pair"]  # (k,)  |G v - lambda v|
+    converged: Annotated[Tensor, "pair"]  # (k,)  bool
+    # (k,)  standard errors as estimates for the data that the examples sample; 0 if they are all
+    sampling_errors: Annotated[Tensor, "pair"]
+    gradient_shares: Annotated[Tensor, "pair"]  # (k,)  of |g|^2, in the first 1, ..., k vectors
+    gradient_share_errors: Annotated[Tensor, "pair"]  # (k,)  bounds
+    hessian_values: Annotated[Tensor, "hessian_pair"]  # (C + 1,)
+    hessian_residuals: Annotated[Tensor, "hessian_pair"]  # (C + 1,)
+    hessian_converged: Annotated[Tensor, "hessian_pair"]  # (C + 1,)  bool
+    hessian_gradient_shares: Annotated[Tensor, "hessian_pair"]  # (C + 1,)
+    hessian_gradient_share_errors: Annotated[Tensor, "hessian_pair"]  # (C + 1,)
+    mean_values: Annotated[Tensor, "rank"]  # (C,)  of G1; 0 beyond the classes that there are
+    # (C,)  mean squared cosines of the angles between the first 1, ..., C vectors of G1 and of G
+    overlaps: Annotated[Tensor, "rank"]
+    overlap_errors: Annotated[Tensor, "rank"]  # (C,)  bounds
+    pair_values: Annotated[Tensor, "class_pair"]  # (C (C - 1),)  of G1 + G2; none if not asked for
+    gram: Annotated[Tensor, "class", "other_class"]  # (C, C)  of sqrt(w_c) times the class means
+    class_weights: Annotated[Tensor, "class"]  # (C,)  in the loss; their sum is 1
+    error_weights: Annotated[Tensor, "class"]  # (C,)  w_c, that part times the mean of 1 - p_y
+    gradient_norm: float
+    gradient_rounding: float  # an estimate of the norm of what is but rounding in it
+    products: int  # operator-vector products, of G and of the Hessian
+    check_products: int  # others, to probe the operators and for what is missed
+    backward_passes: int  # others, for means, gradient and its rounding
+    spec: dict[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """C, the number of outputs."""
+        return len(self.gram)
+
+    @property
+    def cosines(self) -> Tensor:
+        """The cosines between class means, (C, C)."""
+        sizes = self.gram.diagonal().sqrt()
+        return (self.gram / sizes / sizes[:, None]).clamp(-1, 1)
+
+    @property
+    def absent(self) -> list[int]:
+        """The classes without an example that weighs anything."""
+        return [c for c, weight in enumerate(self.class_weights.tolist()) if not weight > 0]
+
+    @property
+    def outliers(self) -> int:
+        """How many eigenvalues of G are above the largest ratio of neighbors, of the first 3 C.
+
+        Those that are 0 to rounding do not count.
+        """
+        return densities.outliers(self._told, 3 * self.classes)
+
+    @property
+    def gap(self) -> float:
+        """The ratio of the last outlier to the eigenvalue after it; NaN where there is none."""
+        count, told = self.outliers, self._told
+        is_there = 0 < count < len(told) and told[count] > 0
+        return float(told[count - 1] / told[count]) if is_there else math.nan
+
+    @property
+    def _told(self) -> Tensor:
+        """The eigenvalues of G, 0 where they are to rounding."""
+        eps = torch.finfo(self.values.dtype).eps
+        least = (100 * eps * self.values.abs().max()).clamp(min=self.residuals)
+        return torch.where(self.values > least, self.values, 0.0)
+
+    @property
+    def is_drowned(self) -> bool:
+        """Whether the gradient is hardly more than rounding, so that it has no direction."""
+        return not self.gradient_norm > DROWNED * self.gradient_rounding
+
+
 Result = (
     Run
     | Eigenpairs
@@ -876,6 +968,7 @@ Result = (
     | Diagonal
     | Layers
     | BatchEigenvalues
+    | ClassStructure
 )
 RESULTS: dict[str, type[Result]] = {
     "Run": Run,
@@ -893,4 +986,5 @@ RESULTS: dict[str, type[Result]] = {
     "Diagonal": Diagonal,
     "Layers": Layers,
     "BatchEigenvalues": BatchEigenvalues,
+    "ClassStructure": ClassStructure,
 }

@@ -21,6 +21,7 @@ LAYERS = [
         "spectrum_plots",
         "layer_plots",
         "batch_plots",
+        "class_plots",
         "reading_torch",
         "reading_safetensors",
         "reading_hdf5",
@@ -42,13 +43,13 @@ LAYERS = [
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"quadrature"},
-    {"spectrum", "directions"},
+    {"spectrum", "directions", "by_class"},
     {"by_layer"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
     {"measures", "trajectory", "rebuilding", "checks"},
-    {"analyses", "recomputing_batches"},
+    {"analyses", "recomputing_batches", "recomputing_classes"},
     {"comparison"},
     {"recomputing_layers"},
     {"findings", "recomputing"},
@@ -67,20 +68,14 @@ LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
 LEAVES["layer_plots"] = LEAVES["spectrum_plots"]
 LEAVES["batch_plots"] = LEAVES["spectrum_plots"]
-PLOTS = {"plane_plots", "spectrum_plots", "layer_plots", "batch_plots"}
+LEAVES["class_plots"] = LEAVES["spectrum_plots"]
+PLOTS = {"plane_plots", "spectrum_plots", "layer_plots", "batch_plots", "class_plots"}
 LEAVES["plots"] = LEAVES["spectrum_plots"] | PLOTS
 # A package that is used here is used nowhere else.
 HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
-    "matplotlib": {
-        "plots",
-        "plane_plots",
-        "spectrum_plots",
-        "layer_plots",
-        "batch_plots",
-        "styles",
-    },
+    "matplotlib": {"plots", "styles"} | PLOTS,
     "scipy.optimize": {"box_sharpness"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},

@@ -20,7 +20,15 @@ from sharpness.cli.show import GRIDS, LINES, SUMMARIES, as_values
 from sharpness.experiments import rates, verdict
 from sharpness.experiments.design import Arm
 
-from sharpness import batch_plots, layer_plots, plane_plots, plots, spectrum_plots, styles
+from sharpness import (
+    batch_plots,
+    class_plots,
+    layer_plots,
+    plane_plots,
+    plots,
+    spectrum_plots,
+    styles,
+)
 from sharpness.comparison import compared
 from sharpness.curvature import Dense
 from sharpness.results import (
@@ -75,6 +83,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Diagonal": "means of samples, with their standard errors",
     "Layers": lambda x: (x, replace(x, converged=missed(x.converged))),
     "BatchEigenvalues": lambda x: (x, replace(x, converged=missed(x.converged))),
+    "ClassStructure": lambda x: (x, replace(x, converged=missed(x.converged))),
 }
 MARK = re.compile(r"not? converge|converged.* NO\b|\bNO\b|unknown", re.IGNORECASE)
 DOUBTED = [kind for kind, made in DOUBTS.items() if not isinstance(made, str)]
@@ -141,6 +150,7 @@ BY_KIND |= {
     "estimate",
     "diagonal",
     "layers",
+    "class_eigenvalues",
 }
 BY_KIND |= {"batches", "batch_histogram", "batch_violins"}
 OTHERS = {
@@ -148,6 +158,7 @@ OTHERS = {
     "planes_figure": "draws each by plane",
     "paired": "of numbers that are there; the figures of recipes say what is left out",
     "band": "of numbers that are there; the figures of recipes say what is left out",
+    "class_cosines": "of means, which take no search; classes without an example are told",
     "levels_of": "draws nothing",
     "default_width": "draws nothing",
     "height": "draws nothing",
@@ -176,7 +187,9 @@ def public(module: Any) -> set[str]:
 
 
 def test_every_function_that_draws_is_listed() -> None:
-    modules = (plots, plane_plots, spectrum_plots, layer_plots, batch_plots, styles)
+    modules = (
+        *(plots, plane_plots, spectrum_plots, layer_plots, batch_plots, class_plots, styles),
+    )
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}
     assert figures == RECIPES

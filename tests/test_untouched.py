@@ -241,6 +241,7 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "diagonal": [lambda c: sh.diagonal(sh.Hessian(c.objective()), probes=4)],
     "layers": [lambda c: sh.layers(sh.Hessian(c.objective()), probes=4)],
     "along_training": [lambda c: sh.along_training(c.objective(), c.run(), sign_starts=1)],
+    "class_structure": [lambda c: sh.class_structure(c.objective(), point=c.here, k=3)],
     "convexity": [
         lambda c: sh.convexity(c.objective(), c.here, c.u, c.v, **c.grid()),
     ],
@@ -283,6 +284,7 @@ WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", 
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
 WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "BatchEigenvalues", "OutOfMemoryError"}
+WITHOUT |= {"ClassStructure"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 

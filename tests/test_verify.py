@@ -237,6 +237,18 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("BatchEigenvalues", field("whole_loss", by=1e-4), "loss of all the data"),
     ("BatchEigenvalues", lambda found: {"examples": found.examples + 1}, "examples"),
     ("BatchEigenvalues", lambda found: {"batch_size": 1}, "batch_size"),
+    ("ClassStructure", field("values", 0, 1e-2), "eigenvalue 1 of G"),
+    ("ClassStructure", field("hessian_values", 4), "eigenvalue 5 of the Hessian"),
+    ("ClassStructure", field("mean_values", 1, 1e-4), "eigenvalue 2 of G1"),
+    ("ClassStructure", field("pair_values", 3, 1e-2), "eigenvalue 4 of G1 + G2"),
+    ("ClassStructure", field("gram", (0, 0), 1e-3), "product of the means of 0 and 0"),
+    ("ClassStructure", field("gram", (5, 3)), "eigenvalue"),
+    ("ClassStructure", field("gram", (3, 5)), "asymmetry of the products of means"),
+    ("ClassStructure", field("class_weights", 9, 1e-3), "weight of class 9"),
+    ("ClassStructure", field("error_weights", 0, 1e-3), "weight of errors of class 0"),
+    ("ClassStructure", field("gradient_norm", by=1e-3), "gradient norm"),
+    ("ClassStructure", field("gradient_shares", 8), "share of the gradient in 9 of G"),
+    ("ClassStructure", field("overlaps", 8, 0.2), "overlap of the first 9"),
 ]
 
 
