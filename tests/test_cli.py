@@ -826,7 +826,7 @@ def test_a_shell_completes_commands_options_and_choices(shell: str) -> None:
         return {line.split(",")[1].split("\t")[0] for line in lines}
 
     assert offered("sharpness ") == set(COMMANDS)
-    assert offered("sharpness l") == {"line", "list"}
+    assert offered("sharpness l") == {"layers", "line", "list"}
     assert offered("sharpness eigs --op") == {"--operator"}
     assert offered("sharpness eigs --which ") == {"LA", "SA", "LM"}
     assert offered("sharpness plot --format p") == {"png", "pdf"}

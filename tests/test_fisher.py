@@ -202,6 +202,10 @@ def test_other_seeds_draw_other_labels_and_the_same_seed_the_same() -> None:
     assert Fisher(f, draws=3, seed=2).spec["seed"] == 2
 
 
+def test_one_output_is_no_choice_of_classes() -> None:
+    assert likelihood_of(torch.sign, torch.ones(4, 1)) is None
+
+
 def focal(z: Tensor, y: Tensor) -> Tensor:
     loss = cross_entropy(z, y, reduction="none")
     return ((1 - (-loss).exp()) ** 2 * loss).mean()
