@@ -129,7 +129,7 @@ def batch_violins(
         _row(ax, result, i, -place, log=log)
     ax.set_yticks([-place for place in range(len(rows))], [name for name, *_ in rows])
     ax.set_ylim(0.5 - len(rows), 0.5)
-    ax.set_ylabel("density, values", fontsize="small")
+    ax.set_ylabel("values, density", fontsize="small")
     ax.tick_params(axis="y", length=0)
     _label_x(ax, members, pairs, log=log)
 
