@@ -26,8 +26,9 @@ from sharpness.intervals import LEVEL, t_interval
 from sharpness.lanczos import SMALL, eigsh
 from sharpness.operators import Block, sampling_errors_of, shapes_of
 from sharpness.probes import Counted
+from sharpness.ranges import Range, orthonormal
 from sharpness.results import Layers
-from sharpness.spectrum import FIRST, LEAK, frobenius
+from sharpness.spectrum import FIRST, frobenius
 from sharpness.vectors import digest, gaussian, rademacher
 
 FEWEST = 3  # products of the traces: a range takes two, and one is a sample
@@ -253,11 +254,6 @@ class _Part:
     checks: int
     vector: Tensor  # (b,)
 
-    @property
-    def is_formed(self) -> bool:
-        """Whether the block is known entry by entry."""
-        return not math.isnan(self.trace)
-
 
 def _part(name: str, B: Operator, options: _Options, pieces: Pieces, told: _Told) -> _Part:
     """Return what is known of a block, from the pieces where it is there."""
@@ -334,50 +330,6 @@ def _searched(B: Operator, options: _Options, tell: Progress) -> _Part:
     )
 
 
-@dataclass(frozen=True)
-class _Range:
-    """What the range of a few products tells of an operator: B, a map of low rank.
-
-    With Ritz vectors q of values theta and their residuals f, as rows, B is the sum of
-    theta q q^T + q f^T + f q^T, and of f f^T / theta where f is small, which an eigenvector that
-    the range almost has leaves outside of it.
-    """
-
-    Q: Tensor  # (r, n)
-    F: Tensor  # (r, n)
-    theta: Tensor  # (r,)
-    inverse: Tensor  # (r,)  1 / theta, or 0
-
-    @classmethod
-    def of(cls, Q: Tensor, AQ: Tensor) -> "_Range":
-        """Return that of an orthonormal basis and its products, as rows."""
-        H = (Q.double() @ AQ.double().T).cpu()
-        theta, S = torch.linalg.eigh((H + H.T) / 2)
-        turned = S.T.to(Q)
-        Q, AQ = turned @ Q, turned @ AQ
-        theta = theta.to(Q)
-        F = AQ - theta[:, None] * Q
-        F = F - (F @ Q.T) @ Q
-        near = F.norm(dim=1) < LEAK * theta.abs()
-        return cls(Q, F, theta, torch.where(near, 1 / theta, torch.zeros_like(theta)))
-
-    def on(self, at: Tensor) -> "_Range":
-        """Return the diagonal block at these places."""
-        return _Range(self.Q[:, at], self.F[:, at], self.theta, self.inverse)
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """Return B v."""
-        q, f = self.Q @ v, self.F @ v
-        return (self.theta * q + f) @ self.Q + (q + self.inverse * f) @ self.F
-
-    @property
-    def trace(self) -> float:
-        """The trace of B."""
-        Q, F = self.Q.double(), self.F.double()
-        squares = (Q * (self.theta[:, None] * Q + 2 * F)).sum()
-        return float(squares + (self.inverse[:, None] * F * F).sum())
-
-
 class Traces:
     """Exact parts and samples of the traces of all layers but those that are known.
 
@@ -443,20 +395,18 @@ class Traces:
         self.tell(self.counted.spent, None, f"product {self.counted.spent}")
         return w
 
-    def _range(self, rank: int) -> _Range:
+    def _range(self, rank: int) -> Range:
         """Return what the range of so many products with random vectors tells of the operator."""
         if "range" not in self.pieces:
             vectors = (
                 gaussian(self.rest.size, self.seed, FIRST + i, like=self.like) for i in range(rank)
             )
             Y = torch.stack([self._product(v) for v in vectors])
-            Q, R = torch.linalg.qr(Y.T)
-            size = R.diagonal().abs()
-            Q = Q[:, size > 10 * torch.finfo(Y.dtype).eps * size.max()].T.contiguous()
+            Q = orthonormal(Y)
             AQ = torch.stack([self._product(q) for q in Q]) if len(Q) else Q
             self.pieces["range"] = torch.stack([Q, AQ])
         Q, AQ = self.pieces["range"].to(self.like)
-        return _Range.of(Q, AQ)
+        return Range.of(Q, AQ)
 
     def _project(self) -> None:
         """Find what the vector v of each layer tells of what the range leaves of its block, C.

@@ -387,6 +387,13 @@ class Objective:
             return loss.mean()
         return loss / self.count(targets) if self.reduction == "sum" else loss
 
+    def slope_of_outputs(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return the gradient of the mean loss of one batch in its outputs, at z, like z."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.loss_of_outputs(leaf, targets), leaf)
+        return slope
+
     def _losses(self, z: Tensor, targets: Tensor) -> Tensor:
         """Return what the loss is of one batch, of the shape that its reduction declares."""
         broadcasts = self.loss in BROADCASTING or isinstance(self.loss, BROADCASTING_MODULES)

@@ -24,11 +24,11 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.intervals import LEVEL, t_interval
 from sharpness.probes import Counted
 from sharpness.quadrature import nodes_of
+from sharpness.ranges import Range, orthonormal
 from sharpness.rayleigh_ritz import inner
 from sharpness.results import Density, Diagonal, Eigenpairs, Estimate
 from sharpness.vectors import gaussian, rademacher
 
-LEAK = 0.5  # residuals of their eigenvalue below which a Ritz vector is nearly an eigenvector
 CHECKS = "checks"  # the piece that holds the products which probed the operator
 FIRST = 2**30  # the number of the first vector of a sketch: no probe has it
 
@@ -277,8 +277,8 @@ class _Work:
         self.like = torch.empty(0, dtype=A.dtype, device=A.device)
         self.n, self.total = A.size, 0
         self.out = self.known  # rows that probes are orthogonal to
-        self.Q = self.F = self.like.new_zeros(0, self.n)
-        self.theta = torch.zeros(0, dtype=torch.float64)
+        none = self.like.new_zeros(0, self.n)
+        self.taken = Range.of(none, none)
 
     def product(self, v: Tensor) -> Tensor:
         """Return A v; A maps what the eigenvectors leave to itself, but for their residuals."""
@@ -314,41 +314,24 @@ class _Work:
         ]
         if not sketch:
             return
-        Q = _orthonormal(torch.stack(sketch), self.known)
+        Q = orthonormal(torch.stack(sketch), self.known)
         AQ = torch.stack([self.product(q) for q in Q]) if len(Q) else Q
-        H = (Q.double() @ AQ.double().T).cpu()
-        self.theta, S = torch.linalg.eigh((H + H.T) / 2)
-        turned = S.T.to(Q)
-        self.Q = turned @ Q  # Ritz vectors of these values
-        self.F = turned @ AQ - self.theta.to(Q)[:, None] * self.Q
-        self.F = self.F - (self.F @ self.Q.T) @ self.Q
-        self.out = self.Q if self.known is None else torch.cat([self.known, self.Q])
-
-    @property
-    def _leaks(self) -> Tensor:
-        """Which of the Ritz vectors have converged so far that what they leave is known as well."""
-        return self.F.double().norm(dim=1).cpu() < LEAK * self.theta.abs()
+        self.taken = Range.of(Q, AQ)
+        rows = self.taken.Q
+        self.out = rows if self.known is None else torch.cat([self.known, rows])
 
     def trace_inside(self) -> float:
-        """Return the trace in what was taken out, and of what that leaves of its eigenvectors.
-
-        Of an eigenvector that the range almost has, A leaves f f^T / theta outside, with the
-        residual f: little, but of the one direction that a probe hits or not.
-        """
-        f, theta = self.F[self._leaks.to(self.F.device)].double(), self.theta[self._leaks]
-        squares = (f * f).sum(dim=1).cpu()
-        return float(self.values.sum() + self.theta.sum() + (squares / theta).sum())
+        """Return the trace in what was taken out, and of what that leaves of its eigenvectors."""
+        return float(self.values.sum()) + self.taken.trace
 
     def trace_outside(self, z: Tensor) -> float:
         """Return z^T A z of a probe, without what is known of it."""
-        near = (self.F[self._leaks.to(self.F.device)] @ z).double().cpu()
-        whole = float(z.double() @ self.product(z).double())
-        return whole - float((near * near / self.theta[self._leaks]).sum())
+        return float(z.double() @ self.product(z).double()) - self.taken.leaked(z)
 
     def square_inside(self) -> float:
         """Return the sum of squares in the rows and the columns of what was taken out."""
-        inside = self.values.square().sum() + self.theta.square().sum()
-        return float(inside) + 2 * float(self.F.double().square().sum())
+        inside = self.values.square().sum() + self.taken.theta.square().sum()
+        return float(inside) + 2 * float(self.taken.F.double().square().sum())
 
     def square_outside(self, z: Tensor) -> float:
         """Return |A z|^2 of a probe, without the part in what was taken out."""
@@ -371,7 +354,7 @@ def _streamed(
     work.take_range(rank)
     offset = inside()
     samples: list[float] = []
-    left = probes - rank - len(work.Q)
+    left = probes - rank - len(work.taken.theta)
     while True:
         for i in range(len(samples), len(samples) + left):
             # Signs leave nothing of a diagonal to chance; a range is along no axis.
@@ -511,7 +494,7 @@ def _sketched(
     k = min(k, work.n)
     Omega = torch.stack([probe(i) for i in range(k)])
     Y = torch.stack([_outside(work.known, work.product(z)) for z in Omega])
-    Q = _orthonormal(Y, work.known)
+    Q = orthonormal(Y, work.known)
     AQ = torch.stack([_outside(work.known, work.product(q)) for q in Q])
     return Omega, Q, AQ, (Q.double() @ Y.double().T).cpu()
 
@@ -525,17 +508,6 @@ def _left_out(R: Tensor) -> Tensor:
         return R.new_zeros(R.shape[1], len(R))
     S = torch.linalg.inv(R)  # a row is orthogonal to all columns of R but its own
     return S / S.norm(dim=1, keepdim=True)
-
-
-def _orthonormal(Y: Tensor, known: Tensor | None) -> Tensor:
-    """Return an orthonormal basis of rows, without what is known."""
-    Q, R = torch.linalg.qr(Y.T)
-    size = R.diagonal().abs()
-    Q = Q[:, size > 10 * torch.finfo(Y.dtype).eps * size.max()] if size.any() else Q[:, :0]
-    rows = Q.T.contiguous()
-    if known is not None and len(rows):
-        rows = torch.linalg.qr((rows - (rows @ known.T) @ known).T)[0].T.contiguous()
-    return rows
 
 
 def _outside(rows: Tensor | None, v: Tensor) -> Tensor:

@@ -11,7 +11,18 @@ import pytest
 import sharpness
 
 LAYERS = [
-    {"errors", "bars", "heap", "disk", "signals", "text", "intervals", "styles", "likelihoods"},
+    {
+        "errors",
+        "bars",
+        "heap",
+        "disk",
+        "signals",
+        "text",
+        "intervals",
+        "styles",
+        "likelihoods",
+        "ranges",
+    },
     {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm"},
