@@ -285,6 +285,35 @@ class SubspaceSharpness(Record):
 
 
 @dataclass(frozen=True, repr=False)
+class Measured(Record):
+    """One number that a measure of sharpness has at a point, with what certifies it and its cost.
+
+    >>> import torch
+    >>> unknown = torch.full((2,), torch.nan)
+    >>> Measured("norm", 5.0, 0.0, unknown, torch.nan, 0.1, True, "", {}, {}, 0.0, 0.0, 0.0, {}).value
+    5.0
+    """
+
+    rows: ClassVar[str] = "sample"
+    measure: str  # its name in ``measures.MEASURES``
+    value: float  # NaN where it is undefined, as ``words`` says
+    stderr: (
+        float  # of what was left to chance or to a sample of the data; 0 if nothing, NaN unknown
+    )
+    interval: Annotated[Tensor, "bound"]  # (2,)  of 95 %, or bounds that are certain; NaN unknown
+    threshold: float  # from which on the run's own optimizer is unstable; NaN where there is none
+    loss: float  # at the point
+    converged: bool  # whether what the words certify was reached
+    words: str  # what certifies the value, or why there is none, in a sentence
+    samples: Annotated[dict[str, Tensor], "sample"]  # (s,) each: what the value is made of
+    details: dict[str, Tensor]  # further numbers by name, of any shape
+    gradients: float  # passes over all the examples of the objective, of each kind:
+    products: float  # curvature times vector
+    forwards: float
+    spec: dict[str, Any]  # "algorithm" is the measure, "options" are its arguments
+
+
+@dataclass(frozen=True, repr=False)
 class Trajectory(Record):
     """Sharpness at the start, the checkpoints and the end of a training.
 
@@ -959,6 +988,7 @@ Result = (
     | Cut
     | Sharpness
     | SubspaceSharpness
+    | Measured
     | Trajectory
     | Comparison
     | Plane
@@ -977,6 +1007,7 @@ RESULTS: dict[str, type[Result]] = {
     "Cut": Cut,
     "Sharpness": Sharpness,
     "SubspaceSharpness": SubspaceSharpness,
+    "Measured": Measured,
     "Trajectory": Trajectory,
     "Comparison": Comparison,
     "Plane": Plane,
