@@ -289,9 +289,10 @@ class Measured(Record):
     """One number that a measure of sharpness has at a point, with what certifies it and its cost.
 
     >>> import torch
-    >>> unknown = torch.full((2,), torch.nan)
-    >>> Measured("norm", 5.0, 0.0, unknown, torch.nan, 0.1, True, "", {}, {}, 0.0, 0.0, 0.0, {}).value
-    5.0
+    >>> b = torch.tensor([4.0, 6.0])
+    >>> x = Measured("norm", 5.0, 0.5, b, torch.nan, 0.1, True, "", {}, {}, 0.0, 0.0, 1.0, {})
+    >>> x.value, x.forwards
+    (5.0, 1.0)
     """
 
     rows: ClassVar[str] = "sample"
