@@ -24,6 +24,7 @@ from sharpness.results import (
     Estimate,
     Layers,
     Line,
+    Measured,
     Plane,
     Result,
     Run,
@@ -34,7 +35,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import batch_words, class_words, layered, spectra
+from . import batch_words, class_words, layered, measured_words, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -579,6 +580,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Cut: _cut,
     Sharpness: _sharpness,
     SubspaceSharpness: _subspace,
+    Measured: measured_words.measured,
     Trajectory: _trajectory,
     Comparison: _comparison,
     Plane: _plane,
@@ -671,6 +673,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Cut: _cut_summary,
     Sharpness: _sharpness_summary,
     SubspaceSharpness: _subspace_summary,
+    Measured: measured_words.summary,
     Trajectory: _trajectory_summary,
     Comparison: _comparison_summary,
     Plane: _plane_summary,

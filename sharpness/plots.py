@@ -27,6 +27,7 @@ from sharpness.class_plots import (
 )
 from sharpness.errors import InputError
 from sharpness.layer_plots import height, layers as layers
+from sharpness.measure_plots import measured as measured
 from sharpness.plane_plots import (
     KINDS as KINDS,
     UNITS as UNITS,
@@ -48,6 +49,7 @@ from sharpness.results import (
     Estimate,
     Layers,
     Line,
+    Measured,
     Plane,
     Result,
     Run,
@@ -953,6 +955,7 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Cut: _cut_figure,
     Sharpness: _one(starts, 5, 3.8),
     SubspaceSharpness: _one(draws, 5, 3.8),
+    Measured: _one(measured, 5.2, 3.8, columns=2),
     Trajectory: _trajectory_figure,
     Comparison: _comparison_figure,
     Plane: _plane_figure,

@@ -37,6 +37,7 @@ from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
 from sharpness.recomputing_batches import batches
 from sharpness.recomputing_classes import classes
+from sharpness.recomputing_measures import measure
 from sharpness.results import (
     Comparison,
     Convexity,
@@ -628,6 +629,7 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Convexity": _convexity,
     "Sharpness": _sharpness,
     "SubspaceSharpness": _subspace_sharpness,
+    "Measured": measure,
     "Trajectory": _trajectory,
     "Comparison": _comparison,
     "Density": _density,

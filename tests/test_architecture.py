@@ -33,6 +33,7 @@ LAYERS = [
         "layer_plots",
         "batch_plots",
         "class_plots",
+        "measure_plots",
         "reading_torch",
         "reading_safetensors",
         "reading_hdf5",
@@ -60,7 +61,7 @@ LAYERS = [
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
     {"measures", "trajectory", "rebuilding", "checks"},
-    {"analyses", "recomputing_batches", "recomputing_classes"},
+    {"analyses", "recomputing_batches", "recomputing_classes", "recomputing_measures"},
     {"comparison"},
     {"recomputing_layers"},
     {"findings", "recomputing"},
@@ -80,7 +81,15 @@ LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}
 LEAVES["layer_plots"] = LEAVES["spectrum_plots"]
 LEAVES["batch_plots"] = LEAVES["spectrum_plots"]
 LEAVES["class_plots"] = LEAVES["spectrum_plots"]
-PLOTS = {"plane_plots", "spectrum_plots", "layer_plots", "batch_plots", "class_plots"}
+LEAVES["measure_plots"] = LEAVES["spectrum_plots"]
+PLOTS = {
+    "plane_plots",
+    "spectrum_plots",
+    "layer_plots",
+    "batch_plots",
+    "class_plots",
+    "measure_plots",
+}
 LEAVES["plots"] = LEAVES["spectrum_plots"] | PLOTS
 # A package that is used here is used nowhere else.
 HOMES = {
