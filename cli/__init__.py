@@ -33,6 +33,7 @@ COMMANDS = {
     "line": ("line", "Loss and accuracy on the line between two solutions."),
     "plane": ("plane", "Loss and accuracy on a plane, or where it is convex there."),
     "measure": ("measure", "Measures of sharpness at solutions."),
+    "invariance": ("invariance", "Which measures move where the function does not."),
     "along": ("along", "Sharpness along a training, at its checkpoints."),
     "compare": ("compare", "Runs compared: paired effects with their intervals."),
     "plot": ("plot", "The figure of a result file."),

@@ -22,6 +22,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Invariance,
     Layers,
     Line,
     Measured,
@@ -35,7 +36,7 @@ from sharpness.results import (
 )
 from sharpness.text import table
 
-from . import batch_words, class_words, layered, measured_words, spectra
+from . import batch_words, class_words, invariance_words, layered, measured_words, spectra
 from .parameters import COMMON, reporting
 from .words import operator, place
 
@@ -581,6 +582,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     Sharpness: _sharpness,
     SubspaceSharpness: _subspace,
     Measured: measured_words.measured,
+    Invariance: invariance_words.invariance,
     Trajectory: _trajectory,
     Comparison: _comparison,
     Plane: _plane,
@@ -674,6 +676,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     Sharpness: _sharpness_summary,
     SubspaceSharpness: _subspace_summary,
     Measured: measured_words.summary,
+    Invariance: invariance_words.summary,
     Trajectory: _trajectory_summary,
     Comparison: _comparison_summary,
     Plane: _plane_summary,

@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     )
     from sharpness.fisher import EmpiricalFisher as EmpiricalFisher, Fisher as Fisher
     from sharpness.gemm import fast_gemm as fast_gemm
+    from sharpness.invariances import invariance as invariance
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.measures import measure_all as measure_all
     from sharpness.micro_batches import halving as halving
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.operators import (
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         Diagonal as Diagonal,
         Eigenpairs as Eigenpairs,
         Estimate as Estimate,
+        Invariance as Invariance,
         Layers as Layers,
         Line as Line,
         Measured as Measured,
@@ -132,7 +135,9 @@ HOMES = {
     "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
+    "invariance": "invariances",
     "line": "landscape",
+    "measure_all": "measures",
     "plane": "planes",
     "subspace_sharpness": "box_sharpness",
     # comparisons
@@ -152,6 +157,7 @@ HOMES = {
     "Diagonal": "results",
     "Eigenpairs": "results",
     "Estimate": "results",
+    "Invariance": "results",
     "Layers": "results",
     "Line": "results",
     "Measured": "results",

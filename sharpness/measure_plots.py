@@ -1,15 +1,18 @@
-"""One number of a measure on matplotlib Axes: its samples, its bounds and its threshold."""
+"""Measures on matplotlib Axes: one with its certificate, or all where the function is the same."""
 
 import math
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sharpness.results import Measured
+from sharpness.results import Invariance, Measured
 from sharpness.styles import BLACK, BLUE, GRAY, ORANGE, label_decades
 
 UNKNOWN = "interval unknown"
+FAR = 2  # powers of ten, where the colors of factors end
 APART = 20  # times, from which value and threshold need a logarithmic axis
 
 
@@ -71,3 +74,54 @@ def _scale(result: Measured, ax: Axes, samples: torch.Tensor) -> None:
     if max(pair) > APART * min(pair):
         ax.set_yscale("log")
         label_decades(ax)
+
+
+def invariance(result: Invariance, ax: Axes) -> None:
+    """Draw by which factor each measure changed under each change of the weights.
+
+    White is a measure that is the same to its accuracy, gray one that is undefined. Colors are
+    logarithms of factors, and end at a hundred.
+    """
+    change = result.after / result.before[:, None]
+    logs = torch.where(change > 0, change.log10(), torch.nan)
+    logs = torch.where(result.moved, logs, 0.0)
+    logs[result.before.isnan()] = torch.nan
+    colors = colormaps["PuOr"].with_extremes(bad="#d9d9d9")
+    drawn = ax.imshow(logs.numpy(), vmin=-FAR, vmax=FAR, cmap=colors, aspect="auto")
+    for i, row in enumerate(logs.tolist()):
+        for j, x in enumerate(row):
+            text, color = _cell(result, i, j, x)
+            ax.text(j, i, text, ha="center", va="center", fontsize="x-small", color=color)
+    ax.set_xticks(range(len(result.symmetries)), [_broken(x) for x in result.symmetries])
+    ax.set_yticks(range(len(result.measures)), result.measures)
+    ax.tick_params(labelsize="small", length=0)
+    ax.xaxis.tick_top()
+    figure = ax.get_figure()
+    if isinstance(figure, Figure):
+        bar = figure.colorbar(drawn, ax=ax, label="factor", shrink=0.6, extend="both")
+        bar.set_ticks(
+            list(range(-FAR, FAR + 1)), labels=[f"{10.0**x:g}" for x in range(-FAR, FAR + 1)]
+        )
+
+
+def invariance_size(result: Invariance) -> tuple[float, float]:
+    """Return width and height of a figure in inches."""
+    return 3.4 + 1.0 * len(result.symmetries), 1.5 + 0.24 * len(result.measures)
+
+
+def _cell(result: Invariance, i: int, j: int, log: float) -> tuple[str, str]:
+    """Return what stands in a cell, and its color."""
+    before, after = float(result.before[i]), float(result.after[i, j])
+    if math.isnan(before):
+        return "-", "black"
+    if not result.moved[i, j]:
+        return "same", GRAY
+    if math.isnan(after):
+        return "undefined", "black"
+    color = "white" if abs(log) > 0.7 * FAR else "black"
+    return (f"x{after / before:.3g}" if before and after / before > 0 else f"{after:.2g}"), color
+
+
+def _broken(title: str) -> str:
+    """Return a title in lines of one or two words."""
+    return "\n".join(title.replace("before ", "before\u00a0").replace("of ", "of\u00a0").split(" "))

@@ -115,6 +115,7 @@ def measure_all(
     objective: Objective,
     run: Run | None = None,
     *,
+    point: Solution | torch.Tensor | None = None,
     only: Iterable[str] | None = None,
     seed: int = 0,
     progress: Callable[[int, int | None, str], None] | None = None,
@@ -122,7 +123,7 @@ def measure_all(
     """Return all measures at the end of a run by name, or in a sentence why one is not there.
 
     Args:
-        objective: At whose model it is computed where there is no run.
+        point: Where there is no run. Default: the model as it came.
         only: Names of ``TABLE``. Default: all.
         progress: Called after each.
 
@@ -140,7 +141,9 @@ def measure_all(
     for done, name in enumerate(names, start=1):
         entry = TABLE[name]
         try:
-            found[name] = measured(entry.measure, objective, run=run, seed=seed, **entry.options)
+            found[name] = measured(
+                entry.measure, objective, point, run=run, seed=seed, **entry.options
+            )
         except OutOfMemoryError:
             raise
         except (InputError, ComputationError) as error:  # it is no measure of such a model

@@ -27,7 +27,11 @@ from sharpness.class_plots import (
 )
 from sharpness.errors import InputError
 from sharpness.layer_plots import height, layers as layers
-from sharpness.measure_plots import measured as measured
+from sharpness.measure_plots import (
+    invariance as invariance,
+    invariance_size,
+    measured as measured,
+)
 from sharpness.plane_plots import (
     KINDS as KINDS,
     UNITS as UNITS,
@@ -47,6 +51,7 @@ from sharpness.results import (
     Diagonal,
     Eigenpairs,
     Estimate,
+    Invariance,
     Layers,
     Line,
     Measured,
@@ -826,6 +831,13 @@ def _layers_figure(result: Layers) -> Figure:
     return made
 
 
+def _invariance_figure(result: Invariance) -> Figure:
+    made, grid = figure(*invariance_size(result))
+    invariance(result, grid[0, 0])
+    _entitle(made, result)
+    return made
+
+
 def _batches_figure(result: BatchEigenvalues) -> Figure:
     height = 3.4 + 0.75 * result.values.shape[1]
     made = Figure(figsize=(6.2, height), layout="constrained")
@@ -956,6 +968,7 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     Sharpness: _one(starts, 5, 3.8),
     SubspaceSharpness: _one(draws, 5, 3.8),
     Measured: _one(measured, 5.2, 3.8, columns=2),
+    Invariance: _invariance_figure,
     Trajectory: _trajectory_figure,
     Comparison: _comparison_figure,
     Plane: _plane_figure,

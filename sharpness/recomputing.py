@@ -37,7 +37,7 @@ from sharpness.problem import SPLITS
 from sharpness.rebuilding import Origin
 from sharpness.recomputing_batches import batches
 from sharpness.recomputing_classes import classes
-from sharpness.recomputing_measures import measure
+from sharpness.recomputing_measures import invariance, measure
 from sharpness.results import (
     Comparison,
     Convexity,
@@ -630,6 +630,7 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "Sharpness": _sharpness,
     "SubspaceSharpness": _subspace_sharpness,
     "Measured": measure,
+    "Invariance": invariance,
     "Trajectory": _trajectory,
     "Comparison": _comparison,
     "Density": _density,

@@ -1,13 +1,16 @@
 """A measure of sharpness, computed again where it costs little, and its loss where it does not."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from sharpness.checks import ASCENT, UNITS, Check, of_exact, of_loss
 from sharpness.errors import InputError
-from sharpness.measures import COSTS, measured
+from sharpness.invariances import function_changes
+from sharpness.measures import COSTS, TABLE, measured
 from sharpness.rebuilding import Origin
-from sharpness.results import Measured
+from sharpness.results import Invariance, Measured
 
 AFFORDED = 2000.0  # passes over the data that a measure may take again
 
@@ -45,3 +48,26 @@ def measure(found: Measured, origin: Origin) -> tuple[str, list[Check]]:
             i = len(samples) // 2
             checks.append(near(f"{name} of sample {i + 1}", samples[i], again.samples[name][i]))
     return "all of it", checks
+
+
+def invariance(found: Invariance, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare the first and the last measure before the changes, and that the function stayed."""
+    spec = found.spec
+    f = origin.objective(spec["objective"])
+    here = origin.point(f, spec["point"])
+    run = origin.run(spec["run"]) if "run" in spec else None
+    checks = []
+    for i in sorted({0, len(found.measures) - 1}):
+        name, before = found.measures[i], float(found.before[i])
+        if math.isnan(before):
+            continue
+        entry = TABLE[name]
+        again = measured(entry.measure, f, here, run=run, seed=spec["seed"], **entry.options).value
+        checks.append(Check(name, before, again, ASCENT * abs(again), abs(again)))
+    if spec["changes"]:
+        origin.note("changes that were given are in no file, and were not tried again")
+    for title, change in function_changes(f, here, spec["seed"]).items():
+        stored = float(found.function_change[found.symmetries.index(title)])
+        limit = ASCENT * change + UNITS * torch.finfo(f.theta.dtype).eps
+        checks.append(Check(f"change of the function by {title}", stored, change, limit, change))
+    return f"{len(checks)} numbers", checks

@@ -315,6 +315,52 @@ class Measured(Record):
 
 
 @dataclass(frozen=True, repr=False)
+class Invariance(Record):
+    """Measures before and after changes of the weights that leave the function as it is.
+
+    >>> import torch
+    >>> one = torch.ones(1, 1).double()
+    >>> x = {"before": one[0], "errors_before": 0 * one[0], "after": 4 * one, "errors_after": one}
+    >>> words = {"measures": ["trace"], "symmetries": ["scaling"], "where": ["0 and 2"]}
+    >>> found = Invariance(
+    ...     **words, **x, moved=one > 0, searched=one[0] > 1, function_change=0 * one[0], spec={}
+    ... )
+    >>> found.change
+    tensor([[3.]], dtype=torch.float64)
+    """
+
+    rows: ClassVar[str] = "measure"
+    measures: Annotated[list[str], "measure"]
+    symmetries: Annotated[list[str], "symmetry"]
+    where: Annotated[list[str], "symmetry"]  # the layers that are changed
+    before: Annotated[Tensor, "measure"]  # (m,)  values, NaN where there is none
+    errors_before: Annotated[Tensor, "measure"]  # (m,)  standard errors
+    after: Annotated[Tensor, "measure", "symmetry"]  # (m, s)
+    errors_after: Annotated[Tensor, "measure", "symmetry"]
+    moved: Annotated[Tensor, "measure", "symmetry"]  # (m, s)  bool: by more than its accuracy
+    searched: Annotated[Tensor, "measure"]  # (m,)  bool: the best that a search found
+    # (s,)  largest change of an output relative to the largest output; of the loss for a shift
+    function_change: Annotated[Tensor, "symmetry"]
+    spec: dict[str, Any]
+
+    @property
+    def change(self) -> Tensor:
+        """Relative changes after / before - 1, (m, s)."""
+        return self.after / self.before[:, None] - 1
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` of the relative changes, measures by symmetries.
+
+        Raises:
+            InputError: If pandas is not installed.
+        """
+        frame = library("pandas").DataFrame(
+            self.change.cpu().numpy(), index=self.measures, columns=self.symmetries
+        )
+        return frame.rename_axis(index=self.rows)
+
+
+@dataclass(frozen=True, repr=False)
 class Trajectory(Record):
     """Sharpness at the start, the checkpoints and the end of a training.
 
@@ -990,6 +1036,7 @@ Result = (
     | Sharpness
     | SubspaceSharpness
     | Measured
+    | Invariance
     | Trajectory
     | Comparison
     | Plane
@@ -1009,6 +1056,7 @@ RESULTS: dict[str, type[Result]] = {
     "Sharpness": Sharpness,
     "SubspaceSharpness": SubspaceSharpness,
     "Measured": Measured,
+    "Invariance": Invariance,
     "Trajectory": Trajectory,
     "Comparison": Comparison,
     "Plane": Plane,

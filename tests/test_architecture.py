@@ -27,6 +27,7 @@ LAYERS = [
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm"},
     {
+        "symmetries",
         "batch_norm",
         "plane_plots",
         "spectrum_plots",
@@ -61,9 +62,14 @@ LAYERS = [
     {"landscape", "cuts", "planes", "paths"},
     {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
     {"measures", "trajectory", "rebuilding", "checks"},
-    {"analyses", "recomputing_batches", "recomputing_classes", "recomputing_measures"},
+    {
+        "invariances",
+        "analyses",
+        "recomputing_batches",
+        "recomputing_classes",
+    },
     {"comparison"},
-    {"recomputing_layers"},
+    {"recomputing_layers", "recomputing_measures"},
     {"findings", "recomputing"},
     {"verification"},
 ]
