@@ -1,0 +1,183 @@
+"""Changes of the weights leave the function as it is, and move gradients by their transpose."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sharpness.curvature import Hessian
+from sharpness.errors import InputError
+from sharpness.invariances import function_changes, invariance
+from sharpness.objective import Objective
+from sharpness.problem import objective_of
+from sharpness.results import Solution
+from sharpness.symmetries import SYMMETRIES, composed, filterwise, moved_optimizer
+from sharpness.training import TrainConfig, train
+from sharpness.vectors import flatten, unflatten
+
+
+class Attention(nn.Module):
+    """Two heads over a sequence, with its mean as the input of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, x, x)[0].mean(dim=1))
+
+
+NETS = {
+    "relu": lambda: nn.Sequential(
+        *(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    ),
+    "batch norm": lambda: nn.Sequential(
+        *(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    ),
+    "convolutions": lambda: nn.Sequential(
+        *(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 3, padding=1), nn.LeakyReLU()),
+        *(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
+    ),
+    "tanh": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+    "attention": Attention,
+}
+RESCALED = ["layer-wise scaling", "neuron-wise scaling", "permutation of neurons"]
+FOUND = {
+    "relu": [*RESCALED, "logit shift"],
+    "batch norm": [*RESCALED, "filter scaling before BatchNorm", "logit shift"],
+    "convolutions": [*RESCALED, "logit shift"],
+    "tanh": ["permutation of neurons", "logit shift"],
+    "attention": [*RESCALED, "GL(d_head) of attention", "orthogonal maps of heads", "logit shift"],
+}
+
+
+def posed(net: str) -> Objective:
+    """A net of random weights on random inputs of three classes, in two ragged batches."""
+    model = NETS[net]().double()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.eps = 0.0  # else the scaling is a symmetry to eps over the variance only
+            nn.init.uniform_(part.weight, 0.5, 2.0)
+            nn.init.normal_(part.bias)
+            part.running_mean = torch.randn(5).double()
+            part.running_var = torch.rand(5).double() + 0.5
+    x = torch.randn(12, 5, 6) if net == "attention" else torch.randn(12, 4)
+    x, y = x.double(), torch.arange(12) % 3
+    return Objective(model, [(x[:7], y[:7]), (x[7:], y[7:])], nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_symmetries_of_a_net_are_found_and_leave_its_function(net: str) -> None:
+    f = posed(net)
+    changes = function_changes(f, f.theta)
+    assert list(changes) == FOUND[net]
+    assert max(changes.values()) < 1e-13
+
+
+@pytest.mark.parametrize("net", ["relu", "convolutions"])
+def test_rescaling_by_powers_of_two_rounds_nothing(net: str) -> None:
+    f = posed(net)
+    changes = function_changes(f, f.theta)
+    assert [changes[title] for title in RESCALED[:2]] == [0.0, 0.0]
+
+
+def state_of(f: Objective) -> dict[str, Tensor]:
+    own = {**dict(f.model.named_parameters()), **dict(f.model.named_buffers())}
+    return {name: x.detach().clone() for name, x in own.items()}
+
+
+@pytest.mark.parametrize("title", [*RESCALED, "filter scaling before BatchNorm"])
+@pytest.mark.parametrize("net", ["relu", "batch norm"])
+def test_gradients_move_as_the_state_of_an_optimizer_does(net: str, title: str) -> None:
+    """Theta -> T theta takes the gradient to T^-T g, and its squares to those of that."""
+    f = posed(net)
+    state = state_of(f)
+    parts = list(SYMMETRIES[title](f.model, 0))
+    if not parts:
+        assert net == "relu"
+        return
+    symmetry = composed(parts)
+    after = symmetry(state)
+    theta = flatten(after[name] for name in f.shapes)
+    there = Solution(theta, {k: x for k, x in after.items() if k not in f.shapes})
+    here = Solution(f.theta, {k: x for k, x in state.items() if k not in f.shapes})
+    g, moved_g = f.gradient(here), f.gradient(there)
+    parameters = {name: state[name] for name in f.shapes}
+    for entry, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        before = unflatten(g**power, f.shapes)
+        moved = moved_optimizer(symmetry, parameters, entry, before)
+        assert torch.allclose(flatten(moved[k] for k in f.shapes), moved_g**power, rtol=1e-12)
+
+
+def test_the_hessian_of_rescaled_weights_is_the_congruent_one() -> None:
+    f = posed("relu")
+    state = state_of(f)
+    symmetry = composed(list(SYMMETRIES["neuron-wise scaling"](f.model, 0)))
+    T = flatten(symmetry({k: torch.ones_like(x) for k, x in state.items()})[k] for k in f.shapes)
+    H, there = Hessian(f), Hessian(f, f.theta * T)
+    v = torch.randn(len(f.theta)).double()
+    assert torch.allclose(there @ v, (H @ (v / T)) / T, rtol=1e-12, atol=1e-15)
+
+
+def test_layers_that_the_function_does_not_compose_are_no_symmetry() -> None:
+    """A residual connection goes around the second layer, though it is listed behind the first."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.relu, self.two = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.relu(self.one(x))
+            return h + self.two(h)
+
+    x = torch.randn(5, 4).double()
+    f = Objective(Residual().double(), [(x, x)], nn.functional.mse_loss)
+    assert function_changes(f, f.theta) == {}
+    with pytest.raises(InputError, match="needs a model with layers that can be scaled"):
+        invariance(f, only=["epsilon-sharpness"])
+
+
+def test_filters_before_batch_norm_need_their_statistics_scaled_too() -> None:
+    f = posed("batch norm")
+    state = state_of(f)
+    (part,) = filterwise(f.model, 0)
+    after = part(state)
+    factor = after["0.bias"] / state["0.bias"]
+    assert torch.equal(after["1.running_mean"], factor * state["1.running_mean"])
+    assert torch.equal(after["1.running_var"], factor**2 * state["1.running_var"])
+
+
+def test_a_change_of_ones_own_must_leave_the_function() -> None:
+    f = posed("relu")
+    with pytest.raises(InputError, match="doubled, which moves outputs by"):
+        invariance(
+            f,
+            only=["epsilon-sharpness"],
+            changes={"doubled": lambda state: {"0.weight": 2 * state["0.weight"]}},
+        )
+    flipped = {"signs": lambda s: {"0.weight": s["0.weight"] * 1.0, "0.bias": s["0.bias"] * 1.0}}
+    found = invariance(f, only=["epsilon-sharpness"], changes=flipped)
+    assert found.symmetries[-1] == "signs"
+    assert not found.moved[0, -1]
+    assert float(found.change[0, -1]) == 0
+
+
+def test_pieces_that_are_there_are_not_measured_again() -> None:
+    f = posed("relu")
+    pieces: dict[str, Tensor] = {}
+    found = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
+    pieces["layer-wise scaling"] = torch.tensor([[7.0, 0.0, 1.0]]).double()
+    again = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
+    assert float(again.after[0, 0]) == 7
+    assert float(found.after[0, 0]) != 7
+    assert torch.equal(found.after[:, 1:], again.after[:, 1:])
+
+
+def test_the_state_of_an_optimizer_is_changed_with_the_weights() -> None:
+    """With Adam's second moments moved, (v + 0) D^2 stays what it was."""
+    run = train(TrainConfig(batch_size=200, updates=3, dtype="float64", threads=1))
+    f = objective_of(run)
+    found = invariance(f, run, only=["epsilon-sharpness"])
+    assert found.symmetries == FOUND["relu"]
+    assert float(found.function_change.max()) < 1e-13
