@@ -37,7 +37,8 @@ def invariance(found: Invariance) -> list[str]:
 def _cells(found: Invariance, i: int) -> list[str]:
     """Return what became of a measure under each change."""
     cells = []
-    for moved, after in zip(found.moved[i].tolist(), found.after[i].tolist(), strict=True):
+    rows = (found.moved[i], found.after[i], found.converged[i])
+    for moved, after, converged in zip(*(x.tolist() for x in rows), strict=True):
         before = float(found.before[i])
         if math.isnan(before) and math.isnan(after):
             cells.append("-")
@@ -47,6 +48,8 @@ def _cells(found: Invariance, i: int) -> list[str]:
             cells.append("undefined")
         else:
             cells.append(factor(after, before))
+        if not converged:
+            cells[-1] += " (not converged)"
     return cells
 
 
@@ -76,7 +79,8 @@ def _verdict(found: Invariance) -> list[str]:
 def summary(found: Invariance) -> str:
     """Return the table in a few words."""
     moved = int(found.moved.any(dim=1).sum())
+    missing = int((~found.converged).any(dim=1).sum())
     return (
         f"{many(len(found.measures), 'measure')} under "
         f"{many(len(found.symmetries), 'change')} of the weights: {moved} moved"
-    )
+    ) + (f", {missing} NOT converged" if missing else "")

@@ -94,7 +94,7 @@ def invariance(
         if progress:
             progress(done, len(todo), title)
     before = kept["before"]
-    after = torch.stack([kept[title] for title in known], dim=1)  # (measures, symmetries, 3)
+    after = torch.stack([kept[title] for title in known], dim=1)  # (measures, symmetries, 4)
     searched = before[:, 2] > 0
     return Invariance(
         measures=names,
@@ -104,6 +104,7 @@ def invariance(
         errors_before=before[:, 1],
         after=after[..., 0],
         errors_after=after[..., 1],
+        converged=(before[:, None, 3] > 0) & (after[..., 3] > 0),
         moved=_moved(before[:, None, :2], after[..., :2], searched[:, None], f.theta.dtype),
         searched=searched,
         function_change=torch.tensor(
@@ -235,12 +236,13 @@ def _changed(
 
 
 def _numbers(f: Objective, there: Run | Solution, names: list[str], seed: int) -> Tensor:
-    """Return value, standard error and whether a search found it, of each measure, (m, 3)."""
+    """Return value, standard error, whether a search found it and converged, (m, 4)."""
     is_run = isinstance(there, Run)
     options: dict[str, Any] = {"run": there} if is_run else {"point": there}
     found = measure_all(f, only=names, seed=seed, **options)
     rows = [row(name, found[name]) for name in names]
     errors = [getattr(found[name], "stderr", 0.0) for name in names]
     searched = [math.isnan(x.high) and x.low == x.value for x in rows]
-    numbers = zip((x.value for x in rows), errors, searched, strict=True)
+    values, converged = ([getattr(x, key) for x in rows] for key in ("value", "converged"))
+    numbers = zip(values, errors, searched, converged, strict=True)
     return torch.tensor(list(numbers), dtype=torch.float64)

@@ -115,11 +115,12 @@ def _cell(result: Invariance, i: int, j: int, log: float) -> tuple[str, str]:
     if math.isnan(before):
         return "-", "black"
     if not result.moved[i, j]:
-        return "same", GRAY
+        return "same" if result.converged[i, j] else "same,\nnot converged", GRAY
     if math.isnan(after):
         return "undefined", "black"
     color = "white" if abs(log) > 0.7 * FAR else "black"
-    return (f"x{after / before:.3g}" if before and after / before > 0 else f"{after:.2g}"), color
+    text = f"x{after / before:.3g}" if before and after / before > 0 else f"{after:.2g}"
+    return text if result.converged[i, j] else f"{text}\nnot converged", color
 
 
 def _broken(title: str) -> str:

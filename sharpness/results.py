@@ -323,7 +323,8 @@ class Invariance(Record):
     >>> x = {"before": one[0], "errors_before": 0 * one[0], "after": 4 * one, "errors_after": one}
     >>> words = {"measures": ["trace"], "symmetries": ["scaling"], "where": ["0 and 2"]}
     >>> found = Invariance(
-    ...     **words, **x, moved=one > 0, searched=one[0] > 1, function_change=0 * one[0], spec={}
+    ...     **words, **x, moved=one > 0, converged=one > 0, searched=one[0] > 1,
+    ...     function_change=0 * one[0], spec={}
     ... )
     >>> found.change
     tensor([[3.]], dtype=torch.float64)
@@ -338,6 +339,7 @@ class Invariance(Record):
     after: Annotated[Tensor, "measure", "symmetry"]  # (m, s)
     errors_after: Annotated[Tensor, "measure", "symmetry"]
     moved: Annotated[Tensor, "measure", "symmetry"]  # (m, s)  bool: by more than its accuracy
+    converged: Annotated[Tensor, "measure", "symmetry"]  # (m, s)  bool: before and after
     searched: Annotated[Tensor, "measure"]  # (m,)  bool: the best that a search found
     # (s,)  largest change of an output relative to the largest output; of the loss for a shift
     function_change: Annotated[Tensor, "symmetry"]

@@ -24,6 +24,7 @@ from sharpness import (
     batch_plots,
     class_plots,
     layer_plots,
+    measure_plots,
     plane_plots,
     plots,
     spectrum_plots,
@@ -74,6 +75,8 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Cut": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
     "Sharpness": "a maximum from below, which is told",
     "SubspaceSharpness": "a mean of such maxima, with its interval",
+    "Measured": lambda x: (x, replace(x, converged=False)),
+    "Invariance": lambda x: (x, replace(x, converged=missed(x.converged))),
     "Trajectory": lambda x: (x, replace(x, converged=missed(x.converged))),
     "Comparison": lambda x: (x, without(x, 0)),
     "Plane": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
@@ -152,7 +155,7 @@ BY_KIND |= {
     "layers",
     "class_eigenvalues",
 }
-BY_KIND |= {"batches", "batch_histogram", "batch_violins"}
+BY_KIND |= {"batches", "batch_histogram", "batch_violins", "measured", "invariance"}
 OTHERS = {
     "planes": "draws each by plane",
     "planes_figure": "draws each by plane",
@@ -162,6 +165,7 @@ OTHERS = {
     "levels_of": "draws nothing",
     "default_width": "draws nothing",
     "height": "draws nothing",
+    "invariance_size": "draws nothing",
     "figure": "draws nothing",
     "frame": "draws nothing",
     "label_decades": "draws nothing",
@@ -189,6 +193,7 @@ def public(module: Any) -> set[str]:
 def test_every_function_that_draws_is_listed() -> None:
     modules = (
         *(plots, plane_plots, spectrum_plots, layer_plots, batch_plots, class_plots, styles),
+        measure_plots,
     )
     assert set().union(*map(public, modules)) == BY_KIND | OTHERS.keys()
     figures = {name for module in (verdict, rates) for name in public(module) if "figure" in name}

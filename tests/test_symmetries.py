@@ -167,7 +167,7 @@ def test_pieces_that_are_there_are_not_measured_again() -> None:
     f = posed("relu")
     pieces: dict[str, Tensor] = {}
     found = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
-    pieces["layer-wise scaling"] = torch.tensor([[7.0, 0.0, 1.0]]).double()
+    pieces["layer-wise scaling"] = torch.tensor([[7.0, 0.0, 1.0, 1.0]]).double()
     again = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
     assert float(again.after[0, 0]) == 7
     assert float(found.after[0, 0]) != 7
