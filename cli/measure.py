@@ -33,7 +33,7 @@ from .parameters import (
     reporting,
     source,
 )
-from .show import as_values, say
+from .show import json_value, note, say
 from .sources import Pieces, Source, answer, beside, fitting, gemm, objective, opened, request
 
 SHARED = ("point", "run", "objective", "seed", "pieces", "progress")  # not options of one measure
@@ -212,6 +212,7 @@ def _line(name: str, source: Source, shared: dict[str, Any]) -> Row:
     except (InputError, ComputationError) as error:  # it is no measure of such a run
         return row(name, str(error))
     save(path, found, request=asked, overwrite=options["overwrite"])
+    note(f"wrote {path}")
     return row(name, found)
 
 
@@ -260,7 +261,7 @@ def _many(rows: dict[str, list[Row]], sources: dict[str, Source]) -> list[str]:
 
 def _json(source: Source, rows: list[Row]) -> dict[str, Any]:
     about = {name.replace(" ", "_"): x for name, x in zip(ABOUT, _about(source), strict=True)}
-    return as_values({**about, "measures": {r.name: asdict(r) for r in rows}})
+    return {**about, "measures": {r.name: json_value(asdict(r)) for r in rows}}
 
 
 @cache

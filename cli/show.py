@@ -146,7 +146,7 @@ def as_values(result: Any) -> Any:
     """
     values: dict[str, Any] = {"type": type(result).__name__}
     for field in fields(result):
-        values[field.name] = _value(getattr(result, field.name))
+        values[field.name] = json_value(getattr(result, field.name))
     if type(result) in GRIDS:
         values["not_finite"] = {
             name: {"nan": int(x.isnan().sum()), "inf": int(x.isinf().sum())}
@@ -156,19 +156,20 @@ def as_values(result: Any) -> Any:
     return values
 
 
-def _value(x: Any) -> Any:
+def json_value(x: Any) -> Any:
+    """Return a field as JSON values."""
     if isinstance(x, dict):
-        return {key: _value(item) for key, item in x.items()}
+        return {key: json_value(item) for key, item in x.items()}
     if isinstance(x, list):
-        return [_value(item) for item in x]
+        return [json_value(item) for item in x]
     if isinstance(x, Solution):
-        return {"theta": _value(x.theta), "buffers": _value(x.buffers)}
+        return {"theta": json_value(x.theta), "buffers": json_value(x.buffers)}
     if isinstance(x, float):
         return x if math.isfinite(x) else None
     if hasattr(x, "numel"):
         if x.numel() > ENTRIES:
             return {"shape": list(x.shape), "dtype": str(x.dtype)}
-        return _value(x.tolist())
+        return json_value(x.tolist())
     return x
 
 
