@@ -41,6 +41,10 @@ if TYPE_CHECKING:
         OutOfMemoryError as OutOfMemoryError,
     )
     from sharpness.fisher import EmpiricalFisher as EmpiricalFisher, Fisher as Fisher
+    from sharpness.flatness import (
+        fisher_rao as fisher_rao,
+        relative_flatness as relative_flatness,
+    )
     from sharpness.gemm import fast_gemm as fast_gemm
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
@@ -132,8 +136,10 @@ HOMES = {
     "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
+    "fisher_rao": "flatness",
     "line": "landscape",
     "plane": "planes",
+    "relative_flatness": "flatness",
     "subspace_sharpness": "box_sharpness",
     # comparisons
     "compare": "comparison",

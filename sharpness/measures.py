@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
-from sharpness.results import Sharpness, SubspaceSharpness
+from sharpness.flatness import fisher_rao, relative_flatness
+from sharpness.results import Measured, Sharpness, SubspaceSharpness
 
-MEASURES: dict[str, Callable[..., Sharpness | SubspaceSharpness]] = {
+MEASURES: dict[str, Callable[..., Measured | Sharpness | SubspaceSharpness]] = {
     "epsilon-sharpness": epsilon_sharpness,
     "subspace-sharpness": subspace_sharpness,
+    "relative-flatness": relative_flatness,
+    "fisher-rao": fisher_rao,
 }
