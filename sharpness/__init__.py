@@ -41,6 +41,10 @@ if TYPE_CHECKING:
         OutOfMemoryError as OutOfMemoryError,
     )
     from sharpness.fisher import EmpiricalFisher as EmpiricalFisher, Fisher as Fisher
+    from sharpness.flatness import (
+        fisher_rao as fisher_rao,
+        relative_flatness as relative_flatness,
+    )
     from sharpness.gemm import fast_gemm as fast_gemm
     from sharpness.invariances import invariance as invariance
     from sharpness.journal import Journal as Journal
@@ -136,9 +140,11 @@ HOMES = {
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
     "invariance": "invariances",
+    "fisher_rao": "flatness",
     "line": "landscape",
     "measure_all": "measures",
     "plane": "planes",
+    "relative_flatness": "flatness",
     "subspace_sharpness": "box_sharpness",
     # comparisons
     "compare": "comparison",

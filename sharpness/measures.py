@@ -14,6 +14,7 @@ import torch
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
+from sharpness.flatness import fisher_rao, relative_flatness
 from sharpness.objective import Objective
 from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
 
@@ -23,6 +24,8 @@ COSTS = ("gradients", "products", "forwards")
 MEASURES: dict[str, Callable[..., Number]] = {
     "epsilon-sharpness": epsilon_sharpness,
     "subspace-sharpness": subspace_sharpness,
+    "relative-flatness": relative_flatness,
+    "fisher-rao": fisher_rao,
 }
 
 
@@ -38,6 +41,8 @@ class Entry:
 TABLE: dict[str, Entry] = {
     "epsilon-sharpness": Entry("epsilon-sharpness", {}),
     "subspace-sharpness": Entry("subspace-sharpness", {}),
+    "relative-flatness": Entry("relative-flatness", {}),
+    "fisher-rao": Entry("fisher-rao", {}),
 }
 
 

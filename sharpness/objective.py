@@ -624,6 +624,12 @@ class Objective:
         return value.detach(), slope
 
     @property
+    def evaluated(self) -> nn.Module:
+        """The modules that outputs come from; others where a batch has its own statistics."""
+        own = self._by_batch if self.batch_norm == "batch" else None
+        return self.model if own is None else own
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether the model has LSTM, GRU or RNN layers."""
         return any(isinstance(part, nn.RNNBase) for part in self.model.modules())
