@@ -30,7 +30,7 @@ def measured(found: Measured) -> list[str]:
         f"{found.products:g} products, {found.forwards:g} forwards"
     )
     cells = [[name.replace("_", " "), _told(x)] for name, x in found.details.items()]
-    cells += [[name.replace("_", " "), _ends(x)] for name, x in found.samples.items() if len(x)]
+    cells += [[name.replace("_", " "), _ends(x)] for name, x in found.samples.items() if len(x) > 1]
     return lines + (table(["beside it", ""], cells) if cells else [])
 
 

@@ -23,11 +23,13 @@ def measured(result: Measured, ax: Axes) -> None:
     whose bounds are unknown, is hollow; one that is undefined is not there, as its label says.
     """
     name, samples = next(iter(result.samples.items()), ("", torch.zeros(0)))
+    if len(samples) == 1:  # it is the value
+        samples = samples[:0]
     count = len(samples)
     if count:
         number = torch.arange(1, count + 1)
-        told = name.replace("_", " ")
-        ax.plot(number, samples.double(), "o", color=BLUE, markersize=4, label=f"sample: {told}")
+        told = "sample" if name == "value" else f"sample: {name.replace('_', ' ')}"
+        ax.plot(number, samples.double(), "o", color=BLUE, markersize=4, label=told)
     if not math.isnan(result.threshold):
         label = f"threshold {result.threshold:.4g}"
         ax.axhline(result.threshold, color=ORANGE, linestyle="--", linewidth=1.1, label=label)
@@ -51,6 +53,8 @@ def _value(result: Measured, ax: Axes, place: int) -> None:
         words += f", {UNKNOWN}"
     elif math.isnan(high) and known:
         words = f"at least {words}"
+    elif low < high:
+        words += f" [{low:.4g}, {high:.4g}]"
     if not result.converged:
         words += ", NOT converged"
     below, above = (0.0 if math.isnan(x) else abs(result.value - x) for x in (low, high))
