@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.logits import normalized_logits as normalized_logits
     from sharpness.micro_batches import halving as halving
+    from sharpness.noisy import average_case as average_case
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.operators import (
         Block as Block,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         Sum as Sum,
         WeightDecayed as WeightDecayed,
     )
+    from sharpness.perturbed import sam as sam, worst_case as worst_case
     from sharpness.planes import convexity as convexity, plane as plane
     from sharpness.problem import (
         objective_of as objective_of,
@@ -101,6 +104,7 @@ HOMES = {
     "accuracy": "objective",
     "fast_gemm": "gemm",
     "halving": "micro_batches",
+    "normalized_logits": "logits",
     "objective_of": "problem",
     "read": "problem",
     "solution": "problem",
@@ -129,12 +133,15 @@ HOMES = {
     "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
+    "average_case": "noisy",
     "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
     "line": "landscape",
     "plane": "planes",
+    "sam": "perturbed",
     "subspace_sharpness": "box_sharpness",
+    "worst_case": "perturbed",
     # comparisons
     "compare": "comparison",
     "compared": "comparison",
