@@ -50,8 +50,10 @@ if TYPE_CHECKING:
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.logits import normalized_logits as normalized_logits
     from sharpness.measures import measure_all as measure_all
     from sharpness.micro_batches import halving as halving
+    from sharpness.noisy import average_case as average_case
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.operators import (
         Block as Block,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         Sum as Sum,
         WeightDecayed as WeightDecayed,
     )
+    from sharpness.perturbed import sam as sam, worst_case as worst_case
     from sharpness.planes import convexity as convexity, plane as plane
     from sharpness.problem import (
         objective_of as objective_of,
@@ -108,6 +111,7 @@ HOMES = {
     "accuracy": "objective",
     "fast_gemm": "gemm",
     "halving": "micro_batches",
+    "normalized_logits": "logits",
     "objective_of": "problem",
     "read": "problem",
     "solution": "problem",
@@ -136,6 +140,7 @@ HOMES = {
     "to_scipy": "curvature",
     # landscapes and sharpness
     "along_training": "trajectory",
+    "average_case": "noisy",
     "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
@@ -145,7 +150,9 @@ HOMES = {
     "measure_all": "measures",
     "plane": "planes",
     "relative_flatness": "flatness",
+    "sam": "perturbed",
     "subspace_sharpness": "box_sharpness",
+    "worst_case": "perturbed",
     # comparisons
     "compare": "comparison",
     "compared": "comparison",

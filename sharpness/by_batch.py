@@ -128,7 +128,7 @@ def batch_eigenvalues(
     search = Search(made, k, tol, seed)
     whole = A, base = search.of(objective, objective.theta if point is None else point)
     _require_search(k, A.size)
-    starts = _starts(objective)
+    starts = starts_of(objective)
     index = partition(starts[-1], batch_size, count, seed)
     # Statistics that are estimated anew are constants there: taken once, for all mini-batches.
     fixed = objective.under("frozen") if objective.batch_norm == "reestimate" else objective
@@ -212,18 +212,7 @@ def mini_batch(f: Objective, index: Tensor, starts: Sequence[int]) -> Objective:
     return f.over(batches, spec={"examples": B, "of": B})
 
 
-def _require_search(k: int, n: int) -> None:
-    if world_size() > 1:
-        raise InputError(
-            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
-        )
-    if not (isinstance(k, int) and 1 <= k <= n):
-        raise InputError(
-            f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
-        )
-
-
-def _starts(f: Objective) -> list[int]:
+def starts_of(f: Objective) -> list[int]:
     """Return the number of the first example of each batch, and that of all.
 
     Raises:
@@ -245,6 +234,26 @@ def _starts(f: Objective) -> list[int]:
 
     f.mean(look)
     return [0, *accumulate(sizes)]
+
+
+def require_one_process() -> None:
+    """Refuse mini-batches of data of which each rank has a part.
+
+    Raises:
+        InputError: If there are several ranks.
+    """
+    if world_size() > 1:
+        raise InputError(
+            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
+        )
+
+
+def _require_search(k: int, n: int) -> None:
+    require_one_process()
+    if not (isinstance(k, int) and 1 <= k <= n):
+        raise InputError(
+            f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
+        )
 
 
 def _batch(inputs: Inputs, targets: Targets) -> tuple[Any, ...]:

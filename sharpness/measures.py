@@ -15,7 +15,9 @@ import torch
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
 from sharpness.flatness import fisher_rao, relative_flatness
+from sharpness.noisy import average_case
 from sharpness.objective import Objective
+from sharpness.perturbed import sam, worst_case
 from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
 
 Number = Measured | Sharpness | SubspaceSharpness  # a result with a value, and what certifies it
@@ -26,6 +28,9 @@ MEASURES: dict[str, Callable[..., Number]] = {
     "subspace-sharpness": subspace_sharpness,
     "relative-flatness": relative_flatness,
     "fisher-rao": fisher_rao,
+    "worst-case": worst_case,
+    "average-case": average_case,
+    "sam": sam,
 }
 
 

@@ -212,6 +212,13 @@ class Objective:
         other._looked_at = self._looked_at - {"batches"}
         return other
 
+    def measuring(self, metrics: Mapping[str, Measure]) -> "Objective":
+        """Return the same mean loss with other metrics."""
+        other = copy(self)
+        other.metrics = dict(metrics)
+        other.spec = {**self.spec, "metrics": {name: named(f) for name, f in metrics.items()}}
+        return other
+
     def kept(self) -> "Objective":
         """Return the same mean loss with batches that are read once and kept on the device.
 
@@ -656,12 +663,56 @@ class Objective:
 
         def measured(i: int, inputs: Inputs, targets: Targets) -> Tensor:
             z = self.outputs(here, inputs)
-            loss = self.loss_of_outputs(z, targets)
-            others = [_metric(f, z, targets) for f in self.metrics.values()]
-            return torch.stack([loss.double(), *(x.double() for x in others)])
+            return self.measured_outputs(z, targets, self.loss_of_outputs(z, targets))
 
         with torch.no_grad():
             return dict(zip(("loss", *self.metrics), self.mean(measured), strict=True))
+
+    def evaluate_with_gradient(self, point: Point) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what ``evaluate`` gives there and the gradient, shape (n,), from one pass.
+
+        At the theta of an objective that was ``placed`` it costs no more than the gradients of the
+        model's own parameters and their sum.
+        """
+        here = self.settled(point)
+        numbers = here.theta.new_zeros(1 + len(self.metrics), dtype=torch.float64)
+        slope, sum_of_weights = torch.zeros_like(here.theta), 0.0
+        is_own = self._is_placed and here.theta is self.theta
+        own = dict(self.model.named_parameters())
+        leaves: list[Tensor] = [here.theta.detach()]
+        if is_own:
+            leaves = [own[name] for name in self.shapes]
+        sums = list(unflatten(slope, self.shapes).values()) if is_own else [slope]
+        there = here if is_own else replace(here, theta=leaves[0])
+
+        def add(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            nonlocal sum_of_weights
+            z = self.outputs(there, inputs)
+            loss = self.loss_of_outputs(z, targets)
+            weight = self._weight(targets)
+            if weight:  # the mean over a batch that weighs nothing is 0 / 0
+                sum_of_weights += weight
+                with torch.no_grad():
+                    numbers.add_(self.measured_outputs(z, targets, loss), alpha=weight)
+                if loss.requires_grad:
+                    parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+                    for total, part in zip(sums, parts, strict=True):
+                        if part is not None:
+                            total.add_(part, alpha=weight)
+            return numbers[0]
+
+        if torch.is_inference_mode_enabled():
+            raise InputError("a gradient needs derivatives, got torch.inference_mode: leave it")
+        with torch.enable_grad(), self.with_native_rnn(), _derived(leaves):
+            self.mean(add)
+        found = mean_over_ranks(numbers, sum_of_weights)
+        named_numbers = dict(zip(("loss", *self.metrics), found, strict=True))
+        return named_numbers, mean_over_ranks(slope, sum_of_weights)
+
+    def measured_outputs(self, z: Tensor, targets: Targets, loss: Tensor) -> Tensor:
+        """Return the loss of one batch with these outputs and its metrics, (1 + m,), float64."""
+        others = [_metric(f, z, targets) for f in self.metrics.values()]
+        return torch.stack([loss.double(), *(x.double() for x in others)])
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -711,6 +762,18 @@ def _widened(inputs: Any) -> Any:
         return tuple(_widened(part) for part in inputs)
     narrow = isinstance(inputs, Tensor) and inputs.dtype in COMPUTED_IN
     return inputs.to(COMPUTED_IN[inputs.dtype]) if narrow else inputs
+
+
+@contextmanager
+def _derived(leaves: list[Tensor]) -> Iterator[None]:
+    """Let derivatives be taken in these meanwhile."""
+    try:
+        for leaf in leaves:
+            leaf.requires_grad_()
+        yield
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(False)
 
 
 def _weighted_mean(losses: Tensor, of: Weighted) -> Tensor:
