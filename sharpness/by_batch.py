@@ -25,6 +25,7 @@ from sharpness.vectors import stream
 LOG = logging.getLogger(__name__)
 
 STREAM = (0, 3)  # of the partition among the streams of a seed
+DRAWS = 4  # of independent mini-batches
 MORE = 5  # numbers of a search beside the four of each pair
 PLAIN = (bool, int, float, str, type(None))  # what inputs may hold beside tensors
 
@@ -128,7 +129,7 @@ def batch_eigenvalues(
     search = Search(made, k, tol, seed)
     whole = A, base = search.of(objective, objective.theta if point is None else point)
     _require_search(k, A.size)
-    starts = _starts(objective)
+    starts = starts_of(objective)
     index = partition(starts[-1], batch_size, count, seed)
     # Statistics that are estimated anew are constants there: taken once, for all mini-batches.
     fixed = objective.under("frozen") if objective.batch_norm == "reestimate" else objective
@@ -187,6 +188,16 @@ def partition(N: int, batch_size: int, count: int | None, seed: int) -> Tensor:
     return order[: count * batch_size].view(count, batch_size).sort(dim=1).values
 
 
+def draw(N: int, batch_size: int, seed: int, i: int) -> Tensor:
+    """Return which examples are in the i-th of independent mini-batches, ascending, (B,).
+
+    >>> draw(5, 5, 0, 0).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    rows = stream(seed, i, DRAWS).choice(N, batch_size, replace=False, shuffle=False)
+    return torch.from_numpy(rows).sort().values
+
+
 def mini_batch(f: Objective, index: Tensor, starts: Sequence[int]) -> Objective:
     """Return the mean loss over the examples with these numbers, (B,), ascending.
 
@@ -213,22 +224,22 @@ def mini_batch(f: Objective, index: Tensor, starts: Sequence[int]) -> Objective:
 
 
 def _require_search(k: int, n: int) -> None:
-    if world_size() > 1:
-        raise InputError(
-            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
-        )
     if not (isinstance(k, int) and 1 <= k <= n):
         raise InputError(
             f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
         )
 
 
-def _starts(f: Objective) -> list[int]:
+def starts_of(f: Objective) -> list[int]:
     """Return the number of the first example of each batch, and that of all.
 
     Raises:
-        InputError: If batches are not of examples of one form.
+        InputError: If batches are not of examples of one form, or under several ranks.
     """
+    if world_size() > 1:
+        raise InputError(
+            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
+        )
     sizes: list[int] = []
     forms: list[str] = []
 
