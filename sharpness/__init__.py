@@ -27,12 +27,19 @@ if TYPE_CHECKING:
         paired_difference as paired_difference,
         paired_ratio as paired_ratio,
     )
+    from sharpness.critical import critical_sharpness as critical_sharpness
     from sharpness.curvature import (
         AdaptiveHessian as AdaptiveHessian,
         Dense as Dense,
         GaussNewton as GaussNewton,
         Hessian as Hessian,
         to_scipy as to_scipy,
+    )
+    from sharpness.curvature_measures import (
+        eigenvalue_ratio as eigenvalue_ratio,
+        hessian_frobenius as hessian_frobenius,
+        hessian_trace as hessian_trace,
+        largest_eigenvalue as largest_eigenvalue,
     )
     from sharpness.cuts import cut as cut
     from sharpness.errors import (
@@ -95,7 +102,12 @@ if TYPE_CHECKING:
         frobenius as frobenius,
         trace as trace,
     )
+    from sharpness.stability import (
+        batch_sharpness as batch_sharpness,
+        preconditioned_sharpness as preconditioned_sharpness,
+    )
     from sharpness.store import load as load, save as save
+    from sharpness.thresholds import stability_threshold as stability_threshold
     from sharpness.training import TrainConfig as TrainConfig, train as train
     from sharpness.trajectory import along_training as along_training
     from sharpness.verification import Verification as Verification, verify as verify
@@ -141,16 +153,24 @@ HOMES = {
     # landscapes and sharpness
     "along_training": "trajectory",
     "average_case": "noisy",
+    "batch_sharpness": "stability",
     "convexity": "planes",
+    "critical_sharpness": "critical",
     "cut": "cuts",
+    "eigenvalue_ratio": "curvature_measures",
     "epsilon_sharpness": "box_sharpness",
     "invariance": "invariances",
     "fisher_rao": "flatness",
+    "hessian_frobenius": "curvature_measures",
+    "hessian_trace": "curvature_measures",
+    "largest_eigenvalue": "curvature_measures",
     "line": "landscape",
     "measure_all": "measures",
     "plane": "planes",
     "relative_flatness": "flatness",
     "sam": "perturbed",
+    "preconditioned_sharpness": "stability",
+    "stability_threshold": "thresholds",
     "subspace_sharpness": "box_sharpness",
     "worst_case": "perturbed",
     # comparisons

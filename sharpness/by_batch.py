@@ -25,6 +25,7 @@ from sharpness.vectors import stream
 LOG = logging.getLogger(__name__)
 
 STREAM = (0, 3)  # of the partition among the streams of a seed
+DRAWS = 4  # of independent mini-batches
 MORE = 5  # numbers of a search beside the four of each pair
 PLAIN = (bool, int, float, str, type(None))  # what inputs may hold beside tensors
 
@@ -187,6 +188,16 @@ def partition(N: int, batch_size: int, count: int | None, seed: int) -> Tensor:
     return order[: count * batch_size].view(count, batch_size).sort(dim=1).values
 
 
+def draw(N: int, batch_size: int, seed: int, i: int) -> Tensor:
+    """Return which examples are in the i-th of independent mini-batches, ascending, (B,).
+
+    >>> draw(5, 5, 0, 0).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    rows = stream(seed, i, DRAWS).choice(N, batch_size, replace=False, shuffle=False)
+    return torch.from_numpy(rows).sort().values
+
+
 def mini_batch(f: Objective, index: Tensor, starts: Sequence[int]) -> Objective:
     """Return the mean loss over the examples with these numbers, (B,), ascending.
 
@@ -216,8 +227,9 @@ def starts_of(f: Objective) -> list[int]:
     """Return the number of the first example of each batch, and that of all.
 
     Raises:
-        InputError: If batches are not of examples of one form.
+        InputError: If batches are not of examples of one form, or under several ranks.
     """
+    require_one_process()
     sizes: list[int] = []
     forms: list[str] = []
 

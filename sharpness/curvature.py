@@ -323,9 +323,35 @@ class Hessian(Curvature):
 
     def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
         """Return v -> H v of one batch."""
-        loss = self._seen(self.objective.batch_loss(self.point, inputs, targets))
-        slope = _vjp(loss, self.theta, create_graph=True)
+        return self.map_of(self._slope(inputs, targets))
+
+    def map_of(self, slope: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v of a batch with that gradient, shape (n,), and its graph."""
         return lambda v: _vjp(slope, self.theta, v)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient, shape (n,), by graphs that ``cached`` products take up.
+
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> batches = [(torch.ones(1, 1), torch.zeros(1, 1))]
+        >>> A = Hessian(Objective(model, batches, lambda z, y: z.pow(3).mean()), torch.ones(1))
+        >>> A.gradient(), A @ torch.ones(1)
+        (tensor([3.]), tensor([6.]))
+        """
+
+        def slope(i: int, inputs: Inputs, targets: Targets) -> Tensor:
+            found = self._slope(inputs, targets)
+            self.maps[i] = self.map_of(found)
+            return found.detach()
+
+        _ = self.point  # before the pass over the data: it may take one of its own
+        with self._derivatives():
+            return self.objective.mean(slope)
+
+    def _slope(self, inputs: Inputs, targets: Targets) -> Tensor:
+        """Return the gradient of one batch, shape (n,), with its graph."""
+        loss = self._seen(self.objective.batch_loss(self.point, inputs, targets))
+        return _vjp(loss, self.theta, create_graph=True)
 
     def differences(self, v: Tensor) -> Rows:
         """Return the rows (g(theta + h v) - g(theta - h v)) / 2h, and how far off that may be.
@@ -379,9 +405,9 @@ class AdaptiveHessian(Hessian):
     tensor([1., 1.])
     """
 
-    def batch_map(self, i: int, inputs: Inputs, targets: Targets) -> Callable[[Tensor], Tensor]:
-        """Return v -> |theta| H (|theta| v) of one batch."""
-        scale, product = self.theta.detach().abs(), super().batch_map(i, inputs, targets)
+    def map_of(self, slope: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> |theta| H (|theta| v) of a batch with that gradient and its graph."""
+        scale, product = self.theta.detach().abs(), super().map_of(slope)
         return lambda v: scale * product(scale * v)
 
     def differences(self, v: Tensor) -> Rows:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sharpness.by_batch import mini_batch, partition, require_one_process, starts_of
+from sharpness.by_batch import mini_batch, partition, starts_of
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite, require_finite
 from sharpness.logits import normalized_logits, require_labels, with_error
@@ -77,7 +77,6 @@ class Displaced:
         self.of = of
         self.index, self.starts = None, [0]
         if batch_size is not None:
-            require_one_process()
             self.starts = starts_of(self.whole)
             self.index = partition(self.starts[-1], batch_size, None, seed)  # (M, B)
         self.micro: list[Tensor] = []  # () each: what ``see`` saw last, by micro-batch

@@ -13,12 +13,20 @@ from typing import Any
 import torch
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
+from sharpness.critical import critical_sharpness
+from sharpness.curvature_measures import (
+    eigenvalue_ratio,
+    hessian_frobenius,
+    hessian_trace,
+    largest_eigenvalue,
+)
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
 from sharpness.flatness import fisher_rao, relative_flatness
 from sharpness.noisy import average_case
 from sharpness.objective import Objective
 from sharpness.perturbed import sam, worst_case
 from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
+from sharpness.stability import batch_sharpness, preconditioned_sharpness
 
 Number = Measured | Sharpness | SubspaceSharpness  # a result with a value, and what certifies it
 COSTS = ("gradients", "products", "forwards")
@@ -31,6 +39,13 @@ MEASURES: dict[str, Callable[..., Number]] = {
     "worst-case": worst_case,
     "average-case": average_case,
     "sam": sam,
+    "batch-sharpness": batch_sharpness,
+    "preconditioned-sharpness": preconditioned_sharpness,
+    "critical-sharpness": critical_sharpness,
+    "lambda-1": largest_eigenvalue,
+    "trace": hessian_trace,
+    "frobenius": hessian_frobenius,
+    "lambda-ratio": eigenvalue_ratio,
 }
 
 

@@ -485,7 +485,7 @@ class _Training:
                 f"{differences(its, mine) or begun.stopped}: begin anew"
             )
         place(self.model, begun.end)
-        _set_state(self.optimizer, self.parameters, begun.optimizer)
+        set_state(self.optimizer, self.parameters, begun.optimizer)
         self.start, self.updates = begun.start, begun.updates
         columns = {name: column.tolist() for name, column in begun.history.items()}
         self.rows = [
@@ -556,10 +556,10 @@ def _optimizer_state(
     return flat
 
 
-def _set_state(
+def set_state(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], flat: dict[str, Tensor]
 ) -> None:
-    """Give an optimizer the state that ``_optimizer_state`` returned."""
+    """Give an optimizer the state that ``_optimizer_state`` returned, ``Run.optimizer``."""
     begin = 0
     for i, p in enumerate(parameters):
         end = begin + p.numel()

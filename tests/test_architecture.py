@@ -61,7 +61,18 @@ LAYERS = [
     {"displaced"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
-    {"box_sharpness", "perturbed", "noisy", "stability", "flatness"},
+    {"thresholds", "certificates"},
+    {
+        *(
+            "box_sharpness",
+            "perturbed",
+            "noisy",
+            "stability",
+            "critical",
+            "curvature_measures",
+            "flatness",
+        ),
+    },
     {"measures", "trajectory", "rebuilding", "checks"},
     {
         "invariances",
