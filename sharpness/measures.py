@@ -59,8 +59,28 @@ class Entry:
 
 # In the order of the table.
 TABLE: dict[str, Entry] = {
+    "lambda-1": Entry("lambda-1", {}),
+    "adaptive-lambda-1": Entry("lambda-1", {"scaled": True}),
+    "trace": Entry("trace", {}),
+    "adaptive-trace": Entry("trace", {"scaled": True}),
+    "frobenius": Entry("frobenius", {}),
+    "adaptive-frobenius": Entry("frobenius", {"scaled": True}),
+    "lambda-ratio": Entry("lambda-ratio", {}),
     "epsilon-sharpness": Entry("epsilon-sharpness", {}),
     "subspace-sharpness": Entry("subspace-sharpness", {}),
+    "worst-l2": Entry("worst-case", {}),
+    "worst-linf": Entry("worst-case", {"norm": "linf", "rho": 1e-3}),
+    "adaptive-worst-l2": Entry("worst-case", {"adaptive": True, "rho": 0.5}),
+    "adaptive-worst-linf": Entry("worst-case", {"adaptive": True, "norm": "linf", "rho": 2e-3}),
+    "average": Entry("average-case", {}),
+    "adaptive-average": Entry("average-case", {"adaptive": True, "sigma": 0.1}),
+    "sam": Entry("sam", {}),
+    "asam": Entry("sam", {"adaptive": True, "rho": 0.5}),
+    "batch-sharpness": Entry("batch-sharpness", {}),
+    "batch-sharpness-of-8": Entry("batch-sharpness", {"batch_size": 8}),
+    "preconditioned-sharpness": Entry("preconditioned-sharpness", {}),
+    "critical-sharpness": Entry("critical-sharpness", {}),
+    "critical-sharpness-of-update": Entry("critical-sharpness", {"direction": "update"}),
     "relative-flatness": Entry("relative-flatness", {}),
     "fisher-rao": Entry("fisher-rao", {}),
 }
