@@ -106,15 +106,11 @@ class Row:
         """The value with its bounds, in words."""
         if math.isnan(self.value):
             return "undefined"
-        text = f"{self.value:.4g}"
-        if self.low == self.high:
-            pass
-        elif math.isnan(self.high) and self.low == self.value:
+        text, low, high = (f"{x:.4g}" for x in (self.value, self.low, self.high))
+        if math.isnan(self.high) and self.low == self.value:
             text = f">= {text}"
-        elif not math.isnan(self.low):
-            text += (
-                f" [{self.low:.4g}, {'unknown' if math.isnan(self.high) else f'{self.high:.4g}'}]"
-            )
+        elif not math.isnan(self.low) and (low, high) != (text, text):
+            text += f" [{low}, {'unknown' if math.isnan(self.high) else high}]"
         return text if self.converged else f"{text} (not converged)"
 
 

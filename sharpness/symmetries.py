@@ -260,11 +260,12 @@ def _by_head(maps: Tensor, x: Tensor, count: int) -> Tensor:
 
 
 def _maps(seed: int, i: int, count: int, d: int, *, orthogonal: bool, of: int) -> Tensor:
-    random = stream(seed, *STREAM, i, 3 + of).standard_normal((count, d, d))
+    rng = stream(seed, *STREAM, i, 3 + of)
+    left, right = (np.linalg.qr(rng.standard_normal((count, d, d)))[0] for _ in range(2))
     if orthogonal:
-        return torch.from_numpy(np.linalg.qr(random)[0])
-    # Near a multiple of the identity, so that no head is mapped to nearly nothing.
-    return torch.from_numpy(4.0 ** (1 - 2 * of) * (np.eye(d) + random / (4 * d**0.5)))
+        return torch.from_numpy(left)
+    # Of known singular values, so that no head is mapped to nearly nothing.
+    return torch.from_numpy(left @ (2.0 ** rng.choice(POWERS, (count, d, 1)) * right))
 
 
 def _factors(seed: int, i: int, count: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
