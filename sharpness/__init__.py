@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
     from sharpness.micro_batches import halving as halving
+    from sharpness.norms import (
+        distance_from_start as distance_from_start,
+        path_norm as path_norm,
+        weight_norm as weight_norm,
+    )
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.operators import (
         Block as Block,
@@ -135,12 +140,15 @@ HOMES = {
     "along_training": "trajectory",
     "convexity": "planes",
     "cut": "cuts",
+    "distance_from_start": "norms",
     "epsilon_sharpness": "box_sharpness",
     "fisher_rao": "flatness",
     "line": "landscape",
+    "path_norm": "norms",
     "plane": "planes",
     "relative_flatness": "flatness",
     "subspace_sharpness": "box_sharpness",
+    "weight_norm": "norms",
     # comparisons
     "compare": "comparison",
     "compared": "comparison",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.flatness import fisher_rao, relative_flatness
+from sharpness.norms import distance_from_start, path_norm, weight_norm
 from sharpness.results import Measured, Sharpness, SubspaceSharpness
 
 MEASURES: dict[str, Callable[..., Measured | Sharpness | SubspaceSharpness]] = {
@@ -11,4 +12,7 @@ MEASURES: dict[str, Callable[..., Measured | Sharpness | SubspaceSharpness]] = {
     "subspace-sharpness": subspace_sharpness,
     "relative-flatness": relative_flatness,
     "fisher-rao": fisher_rao,
+    "weight-norm": weight_norm,
+    "path-norm": path_norm,
+    "distance-from-start": distance_from_start,
 }

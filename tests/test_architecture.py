@@ -58,7 +58,7 @@ LAYERS = [
     {"by_layer"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
-    {"box_sharpness", "perturbed", "stability", "flatness", "by_batch"},
+    {"box_sharpness", "perturbed", "stability", "flatness", "by_batch", "norms"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {"analyses", "recomputing_batches", "recomputing_classes"},
     {"comparison"},
