@@ -61,6 +61,11 @@ if TYPE_CHECKING:
     from sharpness.measures import measure_all as measure_all
     from sharpness.micro_batches import halving as halving
     from sharpness.noisy import average_case as average_case
+    from sharpness.norms import (
+        distance_from_start as distance_from_start,
+        path_norm as path_norm,
+        weight_norm as weight_norm,
+    )
     from sharpness.objective import Objective as Objective, accuracy as accuracy
     from sharpness.operators import (
         Block as Block,
@@ -158,6 +163,7 @@ HOMES = {
     "critical_sharpness": "critical",
     "cut": "cuts",
     "eigenvalue_ratio": "curvature_measures",
+    "distance_from_start": "norms",
     "epsilon_sharpness": "box_sharpness",
     "invariance": "invariances",
     "fisher_rao": "flatness",
@@ -166,6 +172,7 @@ HOMES = {
     "largest_eigenvalue": "curvature_measures",
     "line": "landscape",
     "measure_all": "measures",
+    "path_norm": "norms",
     "plane": "planes",
     "relative_flatness": "flatness",
     "sam": "perturbed",
@@ -173,6 +180,7 @@ HOMES = {
     "stability_threshold": "thresholds",
     "subspace_sharpness": "box_sharpness",
     "worst_case": "perturbed",
+    "weight_norm": "norms",
     # comparisons
     "compare": "comparison",
     "compared": "comparison",

@@ -73,9 +73,10 @@ def relative_flatness(
     exact; of more it is estimated (see ``trace``).
 
     Invariant to layer-wise scaling, permutation of neurons, filter scaling before BatchNorm,
-    orthogonal maps of attention heads and logit shift. To scalings of single neurons it is so for
-    those of the layer itself, and for those before it where features are ``rescaled``. The
-    eigenvalue form changes under a shift of the logits.
+    GL(d_head) of attention, orthogonal maps of attention heads and logit shift. To scalings of
+    single neurons it is so for those of the layer itself, and for those before it where features
+    are ``rescaled``. The output matrix of attention changes under GL(d_head), and the eigenvalue
+    form under a shift of the logits.
 
     Cost: as many products as that matrix has unknowns, or ``probes``; for the other form a search
     in each row, of d products up to d = 200; three more that probe. One forward pass for the loss,

@@ -53,7 +53,7 @@ def invariance(
     Cost: all measures once, and once more for each change.
 
     Args:
-        run: Whose end is changed, with the state of its optimizer; its start stays.
+        run: Whose start and end are changed, with the state of its optimizer.
         point: Where there is no run. Default: the model as it came.
         only: Names of ``measures.TABLE``. Default: all.
         changes: Further ones by name, functions of all parameters and buffers by name that give
@@ -222,6 +222,9 @@ def _changed(
     if isinstance(there, Solution):
         return _solution(f, there, symmetry(state))
     end = _solution(f, there.end, symmetry(state))
+    start = None if there.start is None else f.at(there.start)
+    if start is not None:
+        start = _solution(f, start, symmetry(_state(f, start)))
     parameters = {name: state[name] for name in f.shapes}
     optimizer = {}
     for name, entry in there.optimizer.items():
@@ -230,9 +233,9 @@ def _changed(
             continue
         moved = moved_optimizer(symmetry, parameters, name, unflatten(entry.to(f.theta), f.shapes))
         if not moved:
-            return replace(there, end=end, optimizer={})
+            return replace(there, start=start, end=end, optimizer={})
         optimizer[name] = flatten(moved[key] for key in f.shapes)
-    return replace(there, end=end, optimizer=optimizer)
+    return replace(there, start=start, end=end, optimizer=optimizer)
 
 
 def _numbers(f: Objective, there: Run | Solution, names: list[str], seed: int) -> Tensor:

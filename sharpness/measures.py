@@ -23,6 +23,7 @@ from sharpness.curvature_measures import (
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
 from sharpness.flatness import fisher_rao, relative_flatness
 from sharpness.noisy import average_case
+from sharpness.norms import distance_from_start, path_norm, weight_norm
 from sharpness.objective import Objective
 from sharpness.perturbed import sam, worst_case
 from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
@@ -46,6 +47,9 @@ MEASURES: dict[str, Callable[..., Number]] = {
     "trace": hessian_trace,
     "frobenius": hessian_frobenius,
     "lambda-ratio": eigenvalue_ratio,
+    "weight-norm": weight_norm,
+    "path-norm": path_norm,
+    "distance-from-start": distance_from_start,
 }
 
 
@@ -83,6 +87,9 @@ TABLE: dict[str, Entry] = {
     "critical-sharpness-of-update": Entry("critical-sharpness", {"direction": "update"}),
     "relative-flatness": Entry("relative-flatness", {}),
     "fisher-rao": Entry("fisher-rao", {}),
+    "weight-norm": Entry("weight-norm", {}),
+    "path-norm": Entry("path-norm", {}),
+    "distance-from-start": Entry("distance-from-start", {}),
 }
 
 

@@ -129,12 +129,12 @@ def logit_shift(model: nn.Module, seed: int = 0) -> Iterator[Symmetry]:
     if not weighted or not isinstance(weighted[-1][1], nn.Linear):
         return
     name, part = weighted[-1]
-    v = torch.from_numpy(stream(seed, *STREAM, 2).standard_normal(part.weight.shape[1]))
+    size = 4 * part.weight.shape[1] ** -0.5  # some weights, so that its effect is seen
+    v = size * torch.from_numpy(stream(seed, *STREAM, 2).standard_normal(part.weight.shape[1]))
 
     def change(state: State) -> State:
         weight, bias = f"{name}.weight", f"{name}.bias"
-        size = 4 * state[weight].square().mean().sqrt()  # so that its effect is seen
-        found = {weight: state[weight] + size * v.to(state[weight])}
+        found = {weight: state[weight] + v.to(state[weight])}
         return found | ({bias: state[bias] + size} if bias in state else {})
 
     yield Symmetry(name, "shift", change)

@@ -71,6 +71,7 @@ LAYERS = [
             "critical",
             "curvature_measures",
             "flatness",
+            "norms",
         ),
     },
     {"measures", "trajectory", "rebuilding", "checks"},

@@ -1,5 +1,8 @@
 """Changes of the weights leave the function as it is, and move gradients by their transpose."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,33 +17,9 @@ from sharpness.symmetries import SYMMETRIES, composed, filterwise, moved_optimiz
 from sharpness.training import TrainConfig, train
 from sharpness.vectors import flatten, unflatten
 
+sys.path.insert(0, str(Path(__file__).parent))
+from nets import NETS, posed
 
-class Attention(nn.Module):
-    """Two heads over a sequence, with its mean as the input of a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.attention(x, x, x)[0].mean(dim=1))
-
-
-NETS = {
-    "relu": lambda: nn.Sequential(
-        *(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-    ),
-    "batch norm": lambda: nn.Sequential(
-        *(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
-    ),
-    "convolutions": lambda: nn.Sequential(
-        *(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 3, padding=1), nn.LeakyReLU()),
-        *(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
-    ),
-    "tanh": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
-    "attention": Attention,
-}
 RESCALED = ["layer-wise scaling", "neuron-wise scaling", "permutation of neurons"]
 FOUND = {
     "relu": [*RESCALED, "logit shift"],
@@ -49,21 +28,6 @@ FOUND = {
     "tanh": ["permutation of neurons", "logit shift"],
     "attention": [*RESCALED, "GL(d_head) of attention", "orthogonal maps of heads", "logit shift"],
 }
-
-
-def posed(net: str) -> Objective:
-    """A net of random weights on random inputs of three classes, in two ragged batches."""
-    model = NETS[net]().double()
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm1d):
-            part.eps = 0.0  # else the scaling is a symmetry to eps over the variance only
-            nn.init.uniform_(part.weight, 0.5, 2.0)
-            nn.init.normal_(part.bias)
-            part.running_mean = torch.randn(5).double()
-            part.running_var = torch.rand(5).double() + 0.5
-    x = torch.randn(12, 5, 6) if net == "attention" else torch.randn(12, 4)
-    x, y = x.double(), torch.arange(12) % 3
-    return Objective(model, [(x[:7], y[:7]), (x[7:], y[7:])], nn.functional.cross_entropy)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -135,7 +99,7 @@ def test_layers_that_the_function_does_not_compose_are_no_symmetry() -> None:
     f = Objective(Residual().double(), [(x, x)], nn.functional.mse_loss)
     assert function_changes(f, f.theta) == {}
     with pytest.raises(InputError, match="needs a model with layers that can be scaled"):
-        invariance(f, only=["epsilon-sharpness"])
+        invariance(f, only=["weight-norm"])
 
 
 def test_filters_before_batch_norm_need_their_statistics_scaled_too() -> None:
@@ -153,11 +117,11 @@ def test_a_change_of_ones_own_must_leave_the_function() -> None:
     with pytest.raises(InputError, match="doubled, which moves outputs by"):
         invariance(
             f,
-            only=["epsilon-sharpness"],
+            only=["weight-norm"],
             changes={"doubled": lambda state: {"0.weight": 2 * state["0.weight"]}},
         )
     flipped = {"signs": lambda s: {"0.weight": s["0.weight"] * 1.0, "0.bias": s["0.bias"] * 1.0}}
-    found = invariance(f, only=["epsilon-sharpness"], changes=flipped)
+    found = invariance(f, only=["weight-norm"], changes=flipped)
     assert found.symmetries[-1] == "signs"
     assert not found.moved[0, -1]
     assert float(found.change[0, -1]) == 0
@@ -166,9 +130,9 @@ def test_a_change_of_ones_own_must_leave_the_function() -> None:
 def test_pieces_that_are_there_are_not_measured_again() -> None:
     f = posed("relu")
     pieces: dict[str, Tensor] = {}
-    found = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
+    found = invariance(f, only=["weight-norm"], pieces=pieces)
     pieces["layer-wise scaling"] = torch.tensor([[7.0, 0.0, 1.0, 1.0]]).double()
-    again = invariance(f, only=["epsilon-sharpness"], pieces=pieces)
+    again = invariance(f, only=["weight-norm"], pieces=pieces)
     assert float(again.after[0, 0]) == 7
     assert float(found.after[0, 0]) != 7
     assert torch.equal(found.after[:, 1:], again.after[:, 1:])
@@ -178,6 +142,6 @@ def test_the_state_of_an_optimizer_is_changed_with_the_weights() -> None:
     """With Adam's second moments moved, (v + 0) D^2 stays what it was."""
     run = train(TrainConfig(batch_size=200, updates=3, dtype="float64", threads=1))
     f = objective_of(run)
-    found = invariance(f, run, only=["epsilon-sharpness"])
+    found = invariance(f, run, only=["weight-norm"])
     assert found.symmetries == FOUND["relu"]
     assert float(found.function_change.max()) < 1e-13
