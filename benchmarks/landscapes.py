@@ -87,9 +87,14 @@ def ours_fast(w: Workload, cut: Cut, steps: int) -> sh.Plane:
 
 def bare(w: Workload, cut: Cut, steps: int) -> list[float]:
     """Return the mean loss of plain PyTorch, as many times as the plane has points."""
+    return bare_losses(w, cut, steps**2)
+
+
+def bare_losses(w: Workload, cut: Cut, count: int) -> list[float]:
+    """Return the mean loss of plain PyTorch, so many times over."""
     found = []
     with torch.no_grad():
-        for _ in range(steps**2):
+        for _ in range(count):
             total = sum(len(y) * float(w.loss(w.model(x), y)) for x, y in cut)
             found.append(total / len(w.targets))
     return found

@@ -20,6 +20,7 @@ import sharpness as sh
 from sharpness.vectors import gaussian
 
 from .landscapes import points
+from .perturbations import perturbed
 from .solvers import SOLVERS, true_residual
 from .spectra import TOOLS
 from .workloads import SOLVED, Workload, make, tiny
@@ -124,6 +125,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "solve": solve,
     "points": points,
     "estimate": estimate,
+    "perturbed": perturbed,
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks.__main__ as bench
-from benchmarks import landscapes, spectra
+from benchmarks import landscapes, perturbations, spectra
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
@@ -146,6 +146,46 @@ def test_ours_and_the_bare_passes_have_the_same_loss_and_as_many_points() -> Non
     assert found.numel() == len(passes)
     f = tiny().objective()
     assert passes[0] == pytest.approx(float(f.value(f.theta)), rel=1e-6)
+
+
+def test_perturbations_make_as_many_passes_as_the_bare_ones_beside_them() -> None:
+    w, cut = tiny(), tiny().batches()
+    climbed = perturbations.worst(w, cut, 3)
+    passes = perturbations.bare_gradients(w, cut, 4)
+    assert (climbed.gradients, climbed.forwards) == (4, 0)
+    f = w.objective()
+    steep = float(torch.cat([part.flatten() for part in passes]).norm())
+    assert climbed.details["first_order"].item() == pytest.approx(0.05 * steep, rel=1e-5)
+    shaken = perturbations.average(w, cut, 3)
+    assert (shaken.gradients, shaken.forwards) == (0, len(landscapes.bare_losses(w, cut, 7)))
+    assert shaken.loss == pytest.approx(float(f.value(f.theta)))
+
+
+def test_perturbations_are_read_beside_their_passes_and_random_vectors() -> None:
+    found = {
+        "worst": [2.2, 2.0],
+        "adaptive": [3.0, 3.0],
+        "gradients": [2.0, 2.0],
+        "average": [3.3, 3.0],
+        "forwards": [2.0, 2.0],
+        "noise": [1.0, 1.0],
+    }
+
+    class Answered(Session):
+        def ask(self, task: str, workload: str, **request: Any) -> dict[str, Any] | None:
+            return found if (task, workload) == ("perturbed", "W1") else None
+
+    session = Answered(["W1", "W2", "W4"], 1, "")
+    perturbations.perturbations(session)
+    assert {key: round(x, 9) for key, (x,) in session.readings.items()} == {
+        "worst W1": 1.05,
+        "adaptive W1": 1.5,
+        "average W1": 1.05,
+        "average W1 alone": 1.575,
+    }
+    text = page({"perturbations": session.part({}, [])})
+    assert "| an adaptive worst case over its bare gradients, W1 | at most 1.05 | 1.50 |" in text
+    assert "| an average case over its bare forward passes alone, W1 | 1.57 |" in text
 
 
 def test_ours_estimates_what_it_says_from_as_many_products_as_it_is_asked_for() -> None:
