@@ -142,6 +142,14 @@ def test_a_loss_that_overflows_has_risen() -> None:
     assert found.details["losses"].isinf().any()
 
 
+def test_a_loss_that_is_no_number_has_risen() -> None:
+    f = function(lambda theta: (theta.square() + 0 * (2 - theta.abs()).log()).sum(), 1.0)
+    found = critical_sharpness(f, bisections=FINE)
+    step = float(found.details["eta"]) * float(f.gradient(f.theta))
+    assert step == pytest.approx(2, rel=1e-10)  # to -1; NaN beyond -2
+    assert found.details["losses"].isnan().any()
+
+
 def test_the_cost_is_that_of_the_calls_of_the_loss() -> None:
     calls = []
 
