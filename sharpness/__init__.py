@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sharpness import directions as directions, plots as plots
     from sharpness.analyses import run_numbers as run_numbers
     from sharpness.bars import progress as progress
+    from sharpness.bounds import pac_bayes as pac_bayes
     from sharpness.box_sharpness import (
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.local_learning import learning_coefficient as learning_coefficient
     from sharpness.micro_batches import halving as halving
     from sharpness.norms import (
         distance_from_start as distance_from_start,
@@ -143,7 +145,9 @@ HOMES = {
     "distance_from_start": "norms",
     "epsilon_sharpness": "box_sharpness",
     "fisher_rao": "flatness",
+    "learning_coefficient": "local_learning",
     "line": "landscape",
+    "pac_bayes": "bounds",
     "path_norm": "norms",
     "plane": "planes",
     "relative_flatness": "flatness",

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from sharpness.bounds import pac_bayes
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.flatness import fisher_rao, relative_flatness
+from sharpness.local_learning import learning_coefficient
 from sharpness.norms import distance_from_start, path_norm, weight_norm
 from sharpness.results import Measured, Sharpness, SubspaceSharpness
 
@@ -15,4 +17,6 @@ MEASURES: dict[str, Callable[..., Measured | Sharpness | SubspaceSharpness]] = {
     "weight-norm": weight_norm,
     "path-norm": path_norm,
     "distance-from-start": distance_from_start,
+    "pac-bayes": pac_bayes,
+    "learning-coefficient": learning_coefficient,
 }
