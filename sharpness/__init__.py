@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sharpness import directions as directions, plots as plots
     from sharpness.analyses import run_numbers as run_numbers
     from sharpness.bars import progress as progress
+    from sharpness.bounds import pac_bayes as pac_bayes
     from sharpness.box_sharpness import (
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from sharpness.journal import Journal as Journal
     from sharpness.lanczos import eigsh as eigsh
     from sharpness.landscape import line as line
+    from sharpness.local_learning import learning_coefficient as learning_coefficient
     from sharpness.logits import normalized_logits as normalized_logits
     from sharpness.measures import measure_all as measure_all
     from sharpness.micro_batches import halving as halving
@@ -172,6 +174,9 @@ HOMES = {
     "largest_eigenvalue": "curvature_measures",
     "line": "landscape",
     "measure_all": "measures",
+    "learning_coefficient": "local_learning",
+    "line": "landscape",
+    "pac_bayes": "bounds",
     "path_norm": "norms",
     "plane": "planes",
     "relative_flatness": "flatness",

@@ -204,23 +204,49 @@ def mini_batch(f: Objective, index: Tensor, starts: Sequence[int]) -> Objective:
     Args:
         starts: The numbers of the first example of each batch of the objective, and N.
     """
+    whole = gathered(f, index, starts)
+    B = len(index)
+    own = f.batch_norm == "batch" and layers(f.model)
+    most = B if own else max(b - a for a, b in pairwise(starts))
+    cuts = [torch.arange(i, min(i + most, B)).to(f.theta.device) for i in range(0, B, most)]
+    batches = [taken(whole, cut) for cut in cuts]
+    return f.over(batches, spec={"examples": B, "of": B})
+
+
+def gathered(f: Objective, index: Tensor, starts: Sequence[int]) -> tuple[Any, ...]:
+    """Return the examples with these numbers, (B,), ascending, as one batch of the objective.
+
+    Args:
+        starts: The numbers of the first example of each batch of the objective, and N.
+    """
     parts: list[Any] = []
 
     def gather(i: int, inputs: Inputs, targets: Targets) -> Tensor:
         inside = (index >= starts[i]) & (index < starts[i + 1])
         rows = (index[inside] - starts[i]).to(f.theta.device)
         if len(rows):
-            parts.append(_mapped(lambda leaf: _taken(leaf, rows), _batch(inputs, targets)))
+            parts.append(taken(_batch(inputs, targets), rows))
         return f.theta.new_zeros(())
 
     f.mean(gather)
-    whole = _mapped(lambda *leaves: _joined(leaves), *parts)
-    B = len(index)
-    own = f.batch_norm == "batch" and layers(f.model)
-    most = B if own else max(b - a for a, b in pairwise(starts))
-    cuts = [torch.arange(i, min(i + most, B)).to(f.theta.device) for i in range(0, B, most)]
-    batches = [_mapped(lambda leaf, cut=cut: _taken(leaf, cut), whole) for cut in cuts]
-    return f.over(batches, spec={"examples": B, "of": B})
+    joined: tuple[Any, ...] = _mapped(lambda *leaves: _joined(leaves), *parts)
+    return joined
+
+
+def taken(nest: Any, rows: Tensor) -> Any:
+    """Return the examples of a batch, or of a part of one, in these rows.
+
+    >>> taken((torch.tensor([1, 2, 3]), "mask"), torch.tensor([2, 0]))
+    (tensor([3, 1]), 'mask')
+    """
+    return _mapped(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def _require_search(k: int, n: int) -> None:
+    if not (isinstance(k, int) and 1 <= k <= n):
+        raise InputError(
+            f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
+        )
 
 
 def starts_of(f: Objective) -> list[int]:
@@ -230,6 +256,10 @@ def starts_of(f: Objective) -> list[int]:
         InputError: If batches are not of examples of one form, or under several ranks.
     """
     require_one_process()
+    if world_size() > 1:
+        raise InputError(
+            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
+        )
     sizes: list[int] = []
     forms: list[str] = []
 
@@ -300,10 +330,6 @@ def _mapped(f: Callable[..., Any], *nests: Any) -> Any:
     if isinstance(first, tuple | list):
         return tuple(_mapped(f, *parts) for parts in zip(*nests, strict=True))
     return f(*nests)
-
-
-def _taken(leaf: Any, rows: Tensor) -> Any:
-    return leaf[rows] if isinstance(leaf, Tensor) else leaf
 
 
 def _joined(leaves: tuple[Any, ...]) -> Any:

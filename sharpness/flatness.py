@@ -302,11 +302,12 @@ def _homogeneous(objective: Objective, here: Solution, A: OutputCurvature) -> _F
                 "quadratic form"
             )
         error = float(objective.sampling_error(again)) if objective.is_sample else 0.0
+    number = partial(torch.tensor, dtype=torch.float64)
     return _exact(
         degree**2 * value,
         degree**2 * error,
         f"outputs are homogeneous of degree {degree:.4g}, but for {relative:.1e}",
-        {"degree": torch.tensor(degree).double(), "euler_residual": torch.tensor(relative)},
+        {"degree": number(degree), "euler_residual": number(relative)},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sharpness.bounds import pac_bayes
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
 from sharpness.critical import critical_sharpness
 from sharpness.curvature_measures import (
@@ -22,6 +23,7 @@ from sharpness.curvature_measures import (
 )
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
 from sharpness.flatness import fisher_rao, relative_flatness
+from sharpness.local_learning import learning_coefficient
 from sharpness.noisy import average_case
 from sharpness.norms import distance_from_start, path_norm, weight_norm
 from sharpness.objective import Objective
@@ -50,6 +52,8 @@ MEASURES: dict[str, Callable[..., Number]] = {
     "weight-norm": weight_norm,
     "path-norm": path_norm,
     "distance-from-start": distance_from_start,
+    "pac-bayes": pac_bayes,
+    "learning-coefficient": learning_coefficient,
 }
 
 

@@ -74,6 +74,8 @@ LAYERS = [
             "norms",
         ),
     },
+    {"by_batch", "norms"},
+    {"box_sharpness", "perturbed", "stability", "flatness", "local_learning", "bounds"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {
         "invariances",
