@@ -242,13 +242,6 @@ def taken(nest: Any, rows: Tensor) -> Any:
     return _mapped(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, nest)
 
 
-def _require_search(k: int, n: int) -> None:
-    if not (isinstance(k, int) and 1 <= k <= n):
-        raise InputError(
-            f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
-        )
-
-
 def starts_of(f: Objective) -> list[int]:
     """Return the number of the first example of each batch, and that of all.
 
@@ -256,10 +249,6 @@ def starts_of(f: Objective) -> list[int]:
         InputError: If batches are not of examples of one form, or under several ranks.
     """
     require_one_process()
-    if world_size() > 1:
-        raise InputError(
-            f"mini-batches need all the data in one process, got {world_size()} ranks: start one"
-        )
     sizes: list[int] = []
     forms: list[str] = []
 

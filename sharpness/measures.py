@@ -94,6 +94,9 @@ TABLE: dict[str, Entry] = {
     "weight-norm": Entry("weight-norm", {}),
     "path-norm": Entry("path-norm", {}),
     "distance-from-start": Entry("distance-from-start", {}),
+    "pac-bayes": Entry("pac-bayes", {}),
+    "magnitude-pac-bayes": Entry("pac-bayes", {"magnitude_aware": True}),
+    "learning-coefficient": Entry("learning-coefficient", {}),
 }
 
 

@@ -74,8 +74,7 @@ LAYERS = [
             "norms",
         ),
     },
-    {"by_batch", "norms"},
-    {"box_sharpness", "perturbed", "stability", "flatness", "local_learning", "bounds"},
+    {"bounds", "local_learning"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {
         "invariances",
