@@ -96,7 +96,7 @@ TABLE: dict[str, Entry] = {
     "distance-from-start": Entry("distance-from-start", {}),
     "pac-bayes": Entry("pac-bayes", {}),
     "magnitude-pac-bayes": Entry("pac-bayes", {"magnitude_aware": True}),
-    "learning-coefficient": Entry("learning-coefficient", {}),
+    "learning-coefficient": Entry("learning-coefficient", {"batch_size": 60, "draws": 500}),
 }
 
 
