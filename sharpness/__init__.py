@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.box_trends import epsilon_trend as epsilon_trend
     from sharpness.by_batch import batch_eigenvalues as batch_eigenvalues
     from sharpness.by_class import class_structure as class_structure
     from sharpness.by_layer import layers as layers
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         Density as Density,
         Diagonal as Diagonal,
         Eigenpairs as Eigenpairs,
+        EpsilonTrend as EpsilonTrend,
         Estimate as Estimate,
         Layers as Layers,
         Line as Line,
@@ -132,6 +134,7 @@ HOMES = {
     "convexity": "planes",
     "cut": "cuts",
     "epsilon_sharpness": "box_sharpness",
+    "epsilon_trend": "box_trends",
     "line": "landscape",
     "plane": "planes",
     "subspace_sharpness": "box_sharpness",
@@ -151,6 +154,7 @@ HOMES = {
     "Density": "results",
     "Diagonal": "results",
     "Eigenpairs": "results",
+    "EpsilonTrend": "results",
     "Estimate": "results",
     "Layers": "results",
     "Line": "results",

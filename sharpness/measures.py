@@ -13,16 +13,27 @@ from typing import Any
 import torch
 
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
+from sharpness.box_trends import epsilon_trend
 from sharpness.errors import ComputationError, InputError, OutOfMemoryError
 from sharpness.objective import Objective
-from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
+from sharpness.results import (
+    EpsilonTrend,
+    Measured,
+    Result,
+    Run,
+    Sharpness,
+    Solution,
+    SubspaceSharpness,
+)
 
-Number = Measured | Sharpness | SubspaceSharpness  # a result with a value, and what certifies it
+# A result with a value, or one for each epsilon, and what certifies it.
+Number = Measured | Sharpness | SubspaceSharpness | EpsilonTrend
 COSTS = ("gradients", "products", "forwards")
 
 MEASURES: dict[str, Callable[..., Number]] = {
     "epsilon-sharpness": epsilon_sharpness,
     "subspace-sharpness": subspace_sharpness,
+    "epsilon-trend": epsilon_trend,
 }
 
 

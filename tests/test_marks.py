@@ -74,6 +74,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "Cut": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
     "Sharpness": "a maximum from below, which is told",
     "SubspaceSharpness": "a mean of such maxima, with its interval",
+    "EpsilonTrend": "maxima from below, which is told of each",
     "Trajectory": lambda x: (x, replace(x, converged=missed(x.converged))),
     "Comparison": lambda x: (x, without(x, 0)),
     "Plane": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
@@ -140,7 +141,17 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 # ---- figures -----------------------------------------------------------------------------------
 
 # The functions that draw a result or make a figure of it, by what tests them for marks.
-BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
+BY_KIND = {
+    "drawn",
+    "training",
+    "line",
+    "cuts",
+    "eigenvalues",
+    "along",
+    "contrasts",
+    "starts",
+    "trend",
+}
 BY_KIND |= {
     "draws",
     "plane",
