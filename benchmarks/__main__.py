@@ -22,7 +22,7 @@ import torch
 
 import sharpness as sh
 
-from . import landscapes, perturbations, spectra
+from . import boxes, landscapes, perturbations, spectra
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -168,6 +168,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "landscapes": landscapes.landscapes,
     "spectra": spectra.spectra,
     "perturbations": perturbations.perturbations,
+    "boxes": boxes.boxes,
 }
 
 

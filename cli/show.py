@@ -21,6 +21,7 @@ from sharpness.results import (
     Density,
     Diagonal,
     Eigenpairs,
+    EpsilonTrend,
     Estimate,
     Invariance,
     Layers,
@@ -399,7 +400,8 @@ def _sharpness(found: Sharpness) -> list[str]:
     spec = found.spec
     lines = [
         f"Metric 2.1 (epsilon {found.epsilon:g}): {place(spec['objective'])}",
-        f"value {found.value:.8g} (at least: the best of {len(found.start_values)} starts)",
+        f"value {found.value:.8g} (at least: the best of {len(found.start_values)} starts, "
+        f"{spec['mode']})",
     ]
     if found.sampling_error:
         lines.append(f"sampling error {found.sampling_error:.2g}")
@@ -409,44 +411,107 @@ def _sharpness(found: Sharpness) -> list[str]:
         )
     else:
         lines.append(f"first-order share {found.first_order_share:.4f}")
+    lines += [f"small: {SMALL[found.why]}"] if found.why else []
     lines += [
         f"loss {found.loss:.8g}, in the box {found.maximum:.8g}; {100 * found.on_bounds:.1f} % of "
-        f"coordinates on its bounds; {found.gradients} gradients",
+        f"coordinates on its bounds; {found.gradients} gradients, {found.products} products, "
+        f"{found.forwards} forward passes",
+        *_bounds(found),
     ]
     rows = [
-        [
-            "sign iteration" if sign else "L-BFGS-B",
-            f"{value:.8g}",
-            f"{100 * share:.1f} %",
-            str(used),
-        ]
-        for sign, value, share, used in zip(
-            found.start_signs.tolist(),
+        [name, f"{begin:.8g}", f"{value:.8g}", f"{100 * share:.1f} %", str(steps), str(used)]
+        for name, begin, value, share, steps, used in zip(
+            found.start,
+            found.start_begins.tolist(),
             found.start_values.tolist(),
             found.start_on_bounds.tolist(),
+            found.start_iterations.tolist(),
             found.start_gradients.tolist(),
             strict=True,
         )
     ]
-    return lines + table(["start", "value", "on bounds", "gradients"], rows)
+    header = ["start", "value there", "value", "on bounds", "iterations", "gradients"]
+    return lines + table(header, rows)
+
+
+# Why a value is small, in a sentence.
+SMALL = {
+    "stuck": "STUCK, for no start found what the model of the loss says must be there",
+    "at float precision": "at float precision, where rounding hides what there may be",
+    "truly flat": "truly flat, for the model of the loss can hardly rise more",
+    "unknown": "unknown why, without a ceiling that is as small",
+}
+
+
+def _bounds(found: Sharpness) -> list[str]:
+    """Return what the quadratic model of the loss says of its maximum in the box."""
+    if not found.bounds:
+        return []
+    b = {name: f"{float(x):.6g}" for name, x in found.bounds.items()}
+    ceiling = "unknown" if math.isnan(found.ceiling) else f"{found.ceiling:.6g}"
+    factor = "unknown" if math.isnan(found.factor) else f"{found.factor:.3g}"
+    return [
+        "of the quadratic MODEL of the loss, which the loss itself may exceed:",
+        f"  maximum at least {b['best_vertex']} (its best vertex), at most {ceiling}: certified to "
+        f"a factor {factor}",
+        f"  at the signs of G {b['gradient_vertex']}, of q {b['eigenvector_vertex']}; at least "
+        f"{b['khinchine']} by norm of G and trace",
+        f"  at least {b['first_order']} by |G|_1 and {b['rank_one']} by rank one, where the "
+        "Hessian has no negative eigenvalue",
+        f"  at most {b['eigenvalue_ceiling']} by the top eigenvalue, {b['scaled_ceiling']} scaled",
+    ]
+
+
+def _trend(found: EpsilonTrend) -> list[str]:
+    rows = [
+        [
+            f"{epsilon:g}",
+            f"{value:.8g}" + (" (rounding)" if value <= 10 * rounding else ""),
+            "unknown" if math.isnan(share) else f"{share:.4f}",
+            "unknown" if math.isnan(exponent) else f"{exponent:.3f}",
+        ]
+        for epsilon, value, rounding, share, exponent in zip(
+            found.epsilon.tolist(),
+            found.values.tolist(),
+            found.rounding.tolist(),
+            found.first_order_shares.tolist(),
+            found.exponents.tolist(),
+            strict=True,
+        )
+    ]
+    lines = [
+        f"Metric 2.1 of growing boxes: {place(found.spec['objective'])}",
+        f"loss {found.loss:.8g}; {found.gradients} gradients, {found.forwards} forward passes; "
+        "exponent 1 is that of a slope, 2 that of curvature",
+    ]
+    if found.sampling_errors.any():
+        lines.append(f"sampling error of the last {float(found.sampling_errors[-1]):.2g}")
+    return lines + table(["epsilon", "value", "first-order share", "exponent"], rows)
 
 
 def _subspace(found: SubspaceSharpness) -> list[str]:
     spec = found.spec
     low, high = found.interval.tolist()
     rows = [
-        [str(i), f"{value:.8g}", f"{slope / value:.4f}" if value else "unknown"]
-        for i, (value, slope) in enumerate(
-            zip(found.draw_values.tolist(), found.draw_first_order.tolist(), strict=True), start=1
+        [str(i), f"{x:.8g}", f"{slope / x:.4f}" if x else "unknown", f"{100 * share:.1f} %"]
+        for i, (x, slope, share) in enumerate(
+            zip(
+                found.draw_values.tolist(),
+                found.draw_first_order.tolist(),
+                found.draw_on_bounds.tolist(),
+                strict=True,
+            ),
+            start=1,
         )
     ]
     known = "unknown" if math.isnan(low) else f"[{low:.6g}, {high:.6g}]"
     return [
         f"Metric 2.1 in subspaces of {spec['dimension']} dimensions (epsilon {found.epsilon:g}): "
         f"{place(spec['objective'])}",
-        f"mean {found.value:.8g} over {spec['draws']} draws, 95 % interval {known}",
-        f"loss {found.loss:.8g}; {found.gradients} gradients",
-        *table(["draw", "value", "first-order share"], rows),
+        f"mean {found.value:.8g} over {spec['draws']} draws of {spec['columns']} columns, 95 % "
+        f"interval {known}",
+        f"loss {found.loss:.8g}; {found.gradients} gradients, {found.forwards} forward passes",
+        *table(["draw", "value", "first-order share", "on bounds"], rows),
     ]
 
 
@@ -584,6 +649,7 @@ LINES: dict[type, Callable[[Any], list[str]]] = {
     SubspaceSharpness: _subspace,
     Measured: measured_words.measured,
     Invariance: invariance_words.invariance,
+    EpsilonTrend: _trend,
     Trajectory: _trajectory,
     Comparison: _comparison,
     Plane: _plane,
@@ -638,6 +704,11 @@ def _subspace_summary(found: SubspaceSharpness) -> str:
     return f"Metric 2.1 in subspaces {found.value:.4g} (epsilon {found.epsilon:g}, {about})"
 
 
+def _trend_summary(found: EpsilonTrend) -> str:
+    ends = [f"{float(x[i]):.4g}" for i in (0, -1) for x in (found.values, found.epsilon)]
+    return f"Metric 2.1 from {ends[0]} (epsilon {ends[1]}) to {ends[2]} (epsilon {ends[3]})"
+
+
 def _trajectory_summary(found: Trajectory) -> str:
     ends = f"{float(found.lambda_1[0]):.4g} to {float(found.lambda_1[-1]):.4g}"
     missing = int((~found.converged).sum())
@@ -678,6 +749,7 @@ SUMMARIES: dict[type, Callable[[Any], str]] = {
     SubspaceSharpness: _subspace_summary,
     Measured: measured_words.summary,
     Invariance: invariance_words.summary,
+    EpsilonTrend: _trend_summary,
     Trajectory: _trajectory_summary,
     Comparison: _comparison_summary,
     Plane: _plane_summary,

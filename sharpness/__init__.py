@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         epsilon_sharpness as epsilon_sharpness,
         subspace_sharpness as subspace_sharpness,
     )
+    from sharpness.box_trends import epsilon_trend as epsilon_trend
     from sharpness.by_batch import batch_eigenvalues as batch_eigenvalues
     from sharpness.by_class import class_structure as class_structure
     from sharpness.by_layer import layers as layers
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
         Density as Density,
         Diagonal as Diagonal,
         Eigenpairs as Eigenpairs,
+        EpsilonTrend as EpsilonTrend,
         Estimate as Estimate,
         Invariance as Invariance,
         Layers as Layers,
@@ -173,6 +175,7 @@ HOMES = {
     "invariance": "invariances",
     "largest_eigenvalue": "curvature_measures",
     "learning_coefficient": "local_learning",
+    "epsilon_trend": "box_trends",
     "line": "landscape",
     "measure_all": "measures",
     "pac_bayes": "bounds",
@@ -201,6 +204,7 @@ HOMES = {
     "Density": "results",
     "Diagonal": "results",
     "Eigenpairs": "results",
+    "EpsilonTrend": "results",
     "Estimate": "results",
     "Invariance": "results",
     "Layers": "results",

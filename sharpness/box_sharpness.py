@@ -2,37 +2,37 @@
 
     phi = 100 (max f(x + y) - f(x)) / (1 + f(x)),  |y_i| <= b_i = epsilon (|x_i| + 1)
 
-after Keskar et al. (2017), Metric 2.1 with A = I; in a subspace, A^T z with |z_i| <= epsilon
-(|(A^+ x)_i| + 1) takes the place of y. The maximum is approached from below, in the
-variables u = y / b on [-1, 1], by two methods: SciPy's L-BFGS-B (theirs), whose objective must be
-scaled with u or each step is some 1e-7 of the box, and whose tolerances must be zero or it stops
-where it starts; and the sign iteration u <- sign(gradient), Frank-Wolfe with unit steps, which
-climbs from vertex to vertex because a convex function has its maximum there.
+after Keskar et al. (2017), Metric 2.1 with A = I; in a subspace, A z with |z_i| <= epsilon
+(|(A^+ x)_i| + 1) takes the place of y. The maximum is approached from below, by the ways up of
+``box_climbs``; what the quadratic model of the loss says of it is in ``box_certificates``.
 
-Letters: x = theta, n parameters, p dimensions of a subspace, G = b * gradient.
+Letters: x = theta, n parameters, p dimensions of a subspace, G = b * gradient, q the top
+eigenvector of B H B with B = diag(b) and H the Hessian.
 """
 
 import logging
 import math
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
+from sharpness.box_certificates import UPPER, Certificate, certificate as certified
+from sharpness.box_climbs import Climb, Start, climbed, highest, lbfgsb, sign_iteration
+from sharpness.boxes import COLUMNS, Box, require_box, subspace
 from sharpness.errors import InputError
-from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
-from sharpness.objective import Objective, Point, Targets, fingerprint
-from sharpness.results import Sharpness, Solution, SubspaceSharpness
-from sharpness.vectors import gaussian, uniform
+from sharpness.objective import Objective, Point, fingerprint
+from sharpness.results import Sharpness, SubspaceSharpness
 
-# A displacement of fewer units in the last place of a weight is rounded away.
-FEWEST_UNITS = 16
-WITHIN = "use a smaller epsilon or float64"
+Mode = Literal["converged", "faithful"]
+Kind = Literal["gaussian", "orthonormal", "coordinates"]
+
+SMALL = 1e-2  # percent: below is less than the smallest that Keskar et al. (2017) publish, 0.05
+UNITS = 10  # times its rounding, up to which a value means nothing
+CONFIRMED = 10  # times the value, up to which a ceiling confirms that it is small
 
 LOG = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ def epsilon_sharpness(
     point: Point | None = None,
     *,
     epsilon: float = 1e-3,
+    mode: Mode = "converged",
     starts: int = 10,
     sign_starts: int = 10,
     iterations: int = 10,
+    certificate: bool = True,
     seed: int = 0,
     pieces: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
@@ -52,19 +54,28 @@ def epsilon_sharpness(
     """Return the largest rise of the loss found in the box, in percent of 1 + loss.
 
     The value is the best of all points that any start evaluated, so it is a lower bound of the
-    metric and never negative. Not invariant to rescalings of theta (Dinh et al. 2017).
+    metric and never negative. Beside it are bounds of the quadratic model of the loss, which the
+    loss itself can exceed, and, where the value is small, why.
 
-    Cost: about ``starts`` (1.2 ``iterations`` + 1) + ``sign_starts`` min(``iterations``, 5)
-    gradients.
+    Invariant to permutation of neurons, where the maximum is found.
+    Not invariant to layer-wise scaling, neuron-wise scaling, filter scaling before BatchNorm,
+    GL(d_head) of attention, orthogonal maps of attention heads and logit shift (Dinh et al. 2017).
+
+    Cost: about ``starts`` (1.2 ``iterations`` + 1) + (``sign_starts`` + 2) min(``iterations``, 5)
+    gradients, and some 80 products for the certificate; faithful, the gradients of one start.
 
     Args:
         point: The center, a Solution or theta of shape (n,). Default: the model as it came.
         epsilon: Of the box; Keskar et al. use 1e-3 and 5e-4.
-        starts: Of L-BFGS-B, uniform in the box. One reaches the maximum of a hard small problem
-            in two cases of three, ten in practically all.
+        mode: ``faithful`` is one random start of SciPy's L-BFGS-B alone, as in the paper;
+            ``converged`` the best of that same start and of others, by L-BFGS-B and by sign
+            iteration, and of up to 64 dimensions the end of flips of single coordinates.
+        starts: Of L-BFGS-B, uniform in the box; one if faithful. One reaches the maximum of a
+            hard small problem in two cases of three, ten in practically all.
         sign_starts: Of the sign iteration: the signs of the gradient at the center, then random
-            vertices.
+            vertices; none if faithful. With a certificate the signs of q and of -q are two more.
         iterations: Of one start at most; 10 in the paper.
+        certificate: Whether to take q and the bounds of the model; never if faithful.
         seed: Of all random starts.
         pieces: What each start found; those that are here are not run again.
         progress: Called after each start.
@@ -73,54 +84,36 @@ def epsilon_sharpness(
         InputError: If epsilon is not positive or below the rounding of the weights, or there is
             no start.
         ComputationError: If the loss or its gradient is not finite at the center, or at a point of
-            the box that is tried: there is no maximum then.
+            the box that is tried: there is no maximum then; or if it has no second derivative for
+            a certificate.
 
     >>> model = torch.nn.Linear(1, 1, bias=False).double()
     >>> batches = [(torch.ones(1, 1).double(), torch.zeros(1, 1).double())]
     >>> f = Objective(model, batches, torch.nn.functional.mse_loss)  # f = x^2, so that at x = 0
     >>> found = epsilon_sharpness(f, torch.zeros(1).double(), epsilon=0.1)
-    >>> round(found.value, 9)  # phi = 100 epsilon^2
-    1.0
+    >>> round(found.value, 9), round(found.factor, 9)  # phi = 100 epsilon^2, and no more
+    (1.0, 1.0)
     """
-    LOG.info(
-        "epsilon_sharpness: epsilon %g, %d starts of L-BFGS-B and %d of the sign iteration",
-        epsilon,
-        starts,
-        sign_starts,
-    )
     here = objective.at(objective.theta if point is None else point)
-    _require(epsilon, starts, sign_starts, iterations, here.theta)
-    box = _Box(objective, here, epsilon)
-    runs = _runs(starts, sign_starts)
-    ends = _climbs(box, runs, iterations, seed, {} if pieces is None else pieces, progress)
-    displacement, maximum = box.highest(ends)
-    on_bounds = (ends[:, 2:].abs() >= 1).double().mean(dim=1)
-    return Sharpness(
-        value=box.metric(maximum - box.loss),
-        epsilon=float(epsilon),
-        loss=box.loss,
-        maximum=maximum,
-        first_order=box.metric(float(box.G.abs().sum())),
-        rounding=box.metric(torch.finfo(here.theta.dtype).eps * abs(maximum)),
-        sampling_error=box.metric(box.sampling_error(displacement)),
-        on_bounds=float((displacement.abs() >= box.b.to(displacement)).double().mean()),
-        gradients=1 + int(ends[:, 1].sum()),
-        displacement=displacement.cpu(),
-        start_values=box.metric(1.0) * ends[:, 0],
-        start_on_bounds=on_bounds,
-        start_gradients=ends[:, 1].long(),
-        start_signs=torch.tensor([method == "sign" for method, _ in runs]),
-        spec={
-            "algorithm": "epsilon_sharpness",
-            "epsilon": epsilon,
-            "starts": starts,
-            "sign_starts": sign_starts,
-            "iterations": iterations,
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-        },
-    )
+    require_box("epsilon_sharpness", epsilon, here.theta)
+    require_mode("epsilon_sharpness", mode)
+    require_starts("epsilon_sharpness", starts, sign_starts, iterations)
+    LOG.info("epsilon_sharpness: epsilon %g, %s", epsilon, mode)
+    begun = perf_counter()
+    box = Box(objective, here, epsilon)
+    known = _certificate(box, seed, pieces) if certificate and mode == "converged" else None
+    ways = _ways(box, mode, starts, sign_starts, iterations, seed, known)
+    found = climbed(box, ways, pieces, progress, flip=mode == "converged")
+    in_scipy = sum(climb.scipy_seconds for climb in found.values())
+    LOG.info("epsilon_sharpness: %.1f s, %.1f in SciPy", perf_counter() - begun, in_scipy)
+    options: dict[str, object] = {
+        "epsilon": epsilon,
+        "mode": mode,
+        "starts": starts,
+        "sign_starts": sign_starts,
+    }
+    options |= {"iterations": iterations, "certificate": certificate, "seed": seed}
+    return _record(box, found, known, {"algorithm": "epsilon_sharpness", **options})
 
 
 def subspace_sharpness(
@@ -129,7 +122,9 @@ def subspace_sharpness(
     *,
     epsilon: float = 1e-3,
     dimension: int = 100,
+    columns: Kind = "gaussian",
     draws: int = 5,
+    mode: Mode = "converged",
     starts: int = 2,
     sign_starts: int = 3,
     iterations: int = 10,
@@ -139,17 +134,26 @@ def subspace_sharpness(
     """Return Metric 2.1 in random subspaces of p dimensions: mean and spread over draws of A.
 
     The columns of A are Gaussian and not normalized: with orthonormal ones, the numbers of Keskar
-    et al. (2017, Table 4) would need eigenvalues of more than 1000.
+    et al. (2017, Table 4) would need eigenvalues of more than 1000. With all n coordinates it is
+    the metric of the whole space.
 
-    Cost: as ``epsilon_sharpness`` for each draw; p vectors of memory.
+    Not invariant to layer-wise scaling, neuron-wise scaling, permutation of neurons for a given
+    seed, filter scaling before BatchNorm, GL(d_head) of attention, orthogonal maps of attention
+    heads and logit shift.
+
+    Cost: as ``epsilon_sharpness`` without a certificate for each draw; p vectors of memory, but
+    for coordinates.
 
     Args:
         point: The center, a Solution or theta of shape (n,). Default: the model as it came.
         epsilon: Of the box; Keskar et al. use 1e-3 and 5e-4.
         dimension: p, of the subspace; 100 in the paper.
+        columns: Of A: ``gaussian``, independent normal numbers; ``orthonormal``, a basis of the
+            same subspace; or ``coordinates``, p of the parameters.
         draws: Of A; two at least give an interval.
-        starts: Of L-BFGS-B in each subspace, uniform in the box.
-        sign_starts: Of the sign iteration in each subspace.
+        mode: As in ``epsilon_sharpness``.
+        starts: Of L-BFGS-B in each subspace, uniform in the box; one if faithful.
+        sign_starts: Of the sign iteration in each subspace; none if faithful.
         iterations: Of one start at most; 10 in the paper.
         seed: Of A and of all starts.
         progress: Called after each draw.
@@ -166,46 +170,54 @@ def subspace_sharpness(
     True
     """
     here = objective.at(objective.theta if point is None else point)
-    _require(epsilon, starts, sign_starts, iterations, here.theta)
+    require_box("subspace_sharpness", epsilon, here.theta)
+    require_mode("subspace_sharpness", mode)
+    require_starts("subspace_sharpness", starts, sign_starts, iterations)
     n = len(here.theta)
-    if draws < 1 or not 1 <= dimension <= n:
+    if draws < 1 or not 1 <= dimension <= n or columns not in COLUMNS:
         raise InputError(
-            f"subspace_sharpness needs a draw and 1 <= dimension <= {n}, got draws={draws}, "
-            f"dimension={dimension}: change them"
+            f"subspace_sharpness needs a draw, 1 <= dimension <= {n} and columns of "
+            f"{', '.join(COLUMNS)}, got draws={draws}, dimension={dimension}, columns={columns}: "
+            "change them"
         )
     LOG.info("subspace_sharpness: epsilon %g, %d draws of %d dimensions", epsilon, draws, dimension)
-    values: list[float] = []
-    slopes: list[float] = []
-    gradients = 0
+    rows: list[list[float]] = []
+    gradients = forwards = 0
     for draw in range(draws):
-        first = draw * dimension  # the rows of A are other vectors of the stream in each draw
-        rows = (gaussian(n, seed, first + i, like=here.theta) for i in range(dimension))
-        box = _Box(objective, here, epsilon, torch.stack(list(rows)))
-        ends = _climbs(box, _runs(starts, sign_starts), iterations, seed + draw, {}, None)
-        _, maximum = box.highest(ends)
-        values.append(box.metric(maximum - box.loss))
-        slopes.append(box.metric(float(box.G.abs().sum())))
-        gradients += 1 + int(ends[:, 1].sum())
+        A = subspace(columns, dimension, seed, draw, like=here.theta)
+        box = Box(objective, here, epsilon, A)
+        ways = _ways(box, mode, starts, sign_starts, iterations, seed + draw, None)
+        found = climbed(box, ways, flip=mode == "converged")
+        z, maximum = top(box, found)
+        slope = box.metric(float(box.G.abs().sum()))
+        rows.append([box.metric(maximum - box.loss), slope, box.on_bounds(z)])
+        gradients += 1 + sum(climb.gradients for climb in found.values())
+        forwards += 2 + sum(climb.forwards for climb in found.values())
         if progress:
-            progress(draw + 1, draws, f"value {values[-1]:.4g}")
-    mean, low, high = t_interval(torch.tensor(values, dtype=torch.float64))
+            progress(draw + 1, draws, f"value {rows[-1][0]:.4g}")
+    values, slopes, on_bounds = torch.tensor(rows, dtype=torch.float64).T.contiguous()
+    mean, low, high = t_interval(values)
+    options: dict[str, object] = {
+        "epsilon": epsilon,
+        "dimension": dimension,
+        "columns": columns,
+        "draws": draws,
+    }
+    options |= {"mode": mode, "starts": starts, "sign_starts": sign_starts}
     return SubspaceSharpness(
         value=mean,
-        stderr=float(np.std(values, ddof=1) / math.sqrt(draws)) if draws > 1 else math.nan,
+        stderr=float(values.std() / math.sqrt(draws)) if draws > 1 else math.nan,
         interval=torch.tensor([low, high], dtype=torch.float64),
         epsilon=float(epsilon),
         loss=box.loss,
         gradients=gradients,
-        draw_values=torch.tensor(values, dtype=torch.float64),
-        draw_first_order=torch.tensor(slopes, dtype=torch.float64),
+        forwards=forwards,
+        draw_values=values,
+        draw_first_order=slopes,
+        draw_on_bounds=on_bounds,
         spec={
             "algorithm": "subspace_sharpness",
-            "epsilon": epsilon,
-            "dimension": dimension,
-            "columns": "gaussian",
-            "draws": draws,
-            "starts": starts,
-            "sign_starts": sign_starts,
+            **options,
             "iterations": iterations,
             "seed": seed,
             "point": fingerprint(here),
@@ -214,190 +226,142 @@ def subspace_sharpness(
     )
 
 
-def _runs(starts: int, sign_starts: int) -> list[tuple[str, int]]:
-    return [("L-BFGS-B", i) for i in range(starts)] + [("sign", i) for i in range(sign_starts)]
+def _certificate(box: Box, seed: int, pieces: MutableMapping[str, Tensor] | None) -> Certificate:
+    if pieces is None:
+        return certified(box, seed)
+    if "certificate" not in pieces:
+        pieces["certificate"] = certified(box, seed).piece
+    return Certificate.of(pieces["certificate"])
 
 
-def _climbs(
-    box: "_Box",
-    runs: list[tuple[str, int]],
-    iterations: int,
-    seed: int,
-    pieces: MutableMapping[str, Tensor],
-    progress: Callable[[int, int | None, str], None] | None,
-) -> Tensor:
-    """Return what each start found, a row (p + 2,) each: rise, gradients, u."""
-    found: list[Tensor] = []
-    for done, (method, i) in enumerate(runs, start=1):
-        name = f"{method} {i}"
-        if name not in pieces:
-            climb = _Climb(box)
-            if method == "sign":
-                _sign_iteration(climb, _vertex(box, seed, i), iterations)
-            else:
-                _lbfgsb(climb, uniform(len(box.b), seed, i).numpy(), iterations)
-            row = np.concatenate([[climb.best, climb.gradients], climb.u])
-            pieces[name] = torch.from_numpy(row)
-        found.append(pieces[name])
-        if progress:
-            highest = max(float(piece[0]) for piece in found)
-            progress(done, len(runs), f"value {box.metric(highest):.4g}")
-    return torch.stack(found)
-
-
-class _Box:
-    """The loss as a function of u on [-1, 1]^p, in float64 on the host, as SciPy wants it.
+def ways_up(
+    box: Box, starts: int, sign_starts: int, iterations: int, seed: int, v: Tensor | None = None
+) -> dict[str, Start]:
+    """Return the starts of a search by name.
 
     Args:
-        A: Rows that span a subspace, shape (p, n). Default: the whole space, p = n.
+        v: Top eigenvector of B H B, shape (p,).
     """
 
-    def __init__(
-        self, objective: Objective, here: Solution, epsilon: float, A: Tensor | None = None
-    ) -> None:
-        self.objective, self.here, self.A = objective, here, A
-        self.b = epsilon * (self._coordinates(here.theta).double().abs() + 1)  # (p,)
-        value, (_, slope) = objective.value(here), objective.value_and_gradient(here)
-        require_finite(objective, "epsilon_sharpness", here, value, slope)
-        self.loss = float(value)
-        self.G = self.b * self._components(slope).double()  # (p,)
-        steepest = float(self.G.abs().mean())
-        # Unscaled, the first step is the gradient itself: some 1e-7 of a box of size 1.
-        self.scale = max(1 / epsilon**2, 10 / steepest if steepest else 0.0)
+    def signs(of: Tensor, i: int) -> Start:
+        return sign_iteration(lambda: box.vertex(of, seed, i), iterations)
 
-    def displacement(self, u: Tensor) -> Tensor:
-        """Return y = b u, or A^T (b u), shape (n,), in the dtype of theta."""
-        z = (self.b * u.to(self.b.device)).to(self.here.theta)
-        return z if self.A is None else z @ self.A
+    def vertex(i: int) -> Start:
+        return sign_iteration(lambda: box.random_vertex(seed, i), iterations)
 
-    def _coordinates(self, x: Tensor) -> Tensor:
-        """Return the least-squares coordinates of x in the subspace, shape (p,)."""
-        if self.A is None:
-            return x
-        gram, right = (self.A @ self.A.T).double(), (self.A @ x).double()
-        return torch.linalg.solve(gram, right)
-
-    def _components(self, slope: Tensor) -> Tensor:
-        """Return the gradient in the coordinates, shape (p,)."""
-        return slope if self.A is None else self.A @ slope
-
-    def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        """Return f(x + b u) - f(x) and its gradient in u, shape (n,), from one pass."""
-        there = self.here.theta + self.displacement(torch.from_numpy(u))
-        value, slope = self._finite(Solution(there, self.here.buffers))
-        inside = self.b * self._components(slope).double()
-        both = torch.cat([value.double()[None], inside]).cpu().numpy()
-        return float(both[0]) - self.loss, both[1:]
-
-    def _finite(self, there: Solution) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient at a point of the box, for its maximum is over all of them."""
-        found = self.objective.value_and_gradient(there)
-        require_finite(self.objective, "epsilon_sharpness in its box", there, *found, remedy=WITHIN)
-        return found
-
-    def highest(self, ends: Tensor) -> tuple[Tensor, float]:
-        """Return the best displacement, shape (n,), and the loss there, summed in float64."""
-        best = ends[ends[:, 0].argmax()]
-        displacement = self.displacement(best[2:])
-        there = Solution(self.here.theta + displacement, self.here.buffers)
-        maximum = float(self.objective.value(there))
-        if maximum > self.loss:
-            return displacement, maximum
-        return torch.zeros_like(displacement), self.loss  # the center itself is the highest
-
-    def sampling_error(self, displacement: Tensor) -> float:
-        """Return the standard error of the rise at this displacement; 0 if the data are whole."""
-        if not self.objective.is_sample:
-            return 0.0
-        here = self.objective.settled(self.here)  # once, not for each batch
-        there = self.objective.settled(Solution(here.theta + displacement, self.here.buffers))
-
-        def rise(i: int, inputs: Any, targets: Targets) -> Tensor:
-            f = self.objective.batch_loss
-            return f(there, inputs, targets).double() - f(here, inputs, targets).double()
-
-        with torch.no_grad():
-            return float(self.objective.sampling_error(rise))
-
-    def metric(self, rise: float) -> float:
-        """Return 100 rise / (1 + loss)."""
-        return 100 * rise / (1 + self.loss)
+    ways = {f"L-BFGS-B {i + 1}": lbfgsb(seed, i, iterations) for i in range(starts)}
+    if sign_starts:
+        ways["sign of the gradient"] = signs(box.G, 0)
+        if v is not None:
+            v = v.to(box.sides)
+            ways |= {"sign of q": signs(v, 0), "sign of -q": signs(-v, 0)}
+    return ways | {f"random vertex {i}": vertex(i) for i in range(1, sign_starts)}
 
 
-@dataclass
-class _Climb:
-    """What one start has found: its best point so far, and at what cost."""
-
-    box: _Box
-    best: float = 0.0  # the center itself counts
-    gradients: int = 0
-    u: np.ndarray[Any, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.u = np.zeros(len(self.box.b))
-
-    def rise(self, u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        value, slope = self.box.rise(u)
-        self.gradients += 1
-        if value > self.best:
-            self.best, self.u = value, u.copy()
-        return value, slope
+def _ways(
+    box: Box,
+    mode: Mode,
+    starts: int,
+    sign_starts: int,
+    iterations: int,
+    seed: int,
+    known: Certificate | None,
+) -> dict[str, Start]:
+    if mode == "faithful":
+        return ways_up(box, 1, 0, iterations, seed)
+    return ways_up(box, starts, sign_starts, iterations, seed, known.v if known else None)
 
 
-def _lbfgsb(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> None:
-    scale = climb.box.scale
+def top(box: Box, found: dict[str, Climb]) -> tuple[Tensor, float]:
+    """Return the best point, z of shape (p,), and the loss there, summed in float64."""
+    z = highest(found).z
+    maximum = float(box.objective.value(box.at(z)))
+    # Where rounding alone rose, the center itself is the highest.
+    return (z, maximum) if maximum > box.loss else (torch.zeros_like(z), box.loss)
 
-    def descent(u: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        value, slope = climb.rise(u)
-        return -scale * value, -scale * slope
 
-    minimize(
-        descent,
-        u,
-        method="L-BFGS-B",
-        jac=True,
-        bounds=[(-1.0, 1.0)] * len(u),
-        options={"maxiter": iterations, "ftol": 0.0, "gtol": 0.0, "maxls": 20},
+def _record(
+    box: Box, found: dict[str, Climb], known: Certificate | None, spec: dict[str, object]
+) -> Sharpness:
+    z, maximum = top(box, found)
+    climbs, percent = found.values(), box.metric(1.0)
+    value, rounding = box.metric(maximum - box.loss), box.rounding(maximum)
+    first_order = box.metric(float(box.G.abs().sum()))
+    bounds = {name: percent * x for name, x in known.bounds.items()} if known else {}
+    return Sharpness(
+        value=value,
+        epsilon=float(box.epsilon),
+        loss=box.loss,
+        maximum=maximum,
+        first_order=first_order,
+        rounding=rounding,
+        sampling_error=box.metric(box.sampling_error(z)),
+        on_bounds=box.on_bounds(z),
+        why=_why(value, rounding, first_order, found, bounds),
+        bounds={name: _numbers(x) for name, x in bounds.items()},
+        gradients=1 + sum(climb.gradients for climb in climbs),
+        products=known.products if known else 0,
+        # The last four are those of the sampling error.
+        forwards=2 + sum(climb.forwards for climb in climbs) + 4 * box.objective.is_sample,
+        displacement=z.cpu(),
+        start=list(found),
+        start_values=percent * _numbers([climb.best for climb in climbs]),
+        start_begins=percent * _numbers([climb.begin for climb in climbs]),
+        start_on_bounds=_numbers([box.on_bounds(climb.z) for climb in climbs]),
+        start_iterations=torch.tensor([climb.iterations for climb in climbs]),
+        start_gradients=torch.tensor([climb.gradients for climb in climbs]),
+        start_signs=torch.tensor([not name.startswith("L-BFGS-B") for name in found]),
+        spec={**spec, "point": fingerprint(box.here), "objective": box.objective.spec},
     )
 
 
-def _sign_iteration(climb: _Climb, u: np.ndarray[Any, Any], iterations: int) -> None:
-    for _ in range(iterations):
-        _, slope = climb.rise(u)
-        following = np.where(slope == 0, u, np.sign(slope))
-        if np.array_equal(following, u):
-            return
-        u = following
+def _numbers(x: float | list[float]) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
 
 
-def _vertex(box: _Box, seed: int, i: int) -> np.ndarray[Any, Any]:
-    """Return the vertex of the i-th sign start: along the gradient, then at random."""
-    # Other vectors than the starts of L-BFGS-B, of which there are fewer.
-    inside = uniform(len(box.b), seed, 2**16 + i).to(box.b)
-    random = torch.where(inside < 0, -1.0, 1.0).double()
-    signs = torch.where(box.G == 0, random, box.G.sign()) if i == 0 else random
-    return signs.cpu().numpy()
+def _why(
+    value: float,
+    rounding: float,
+    first_order: float,
+    found: dict[str, Climb],
+    bounds: dict[str, float],
+) -> str:
+    """Return why a value is small, "" where it is not; ``Sharpness.why`` says what words mean."""
+    noise = UNITS * rounding
+    if value > max(SMALL, noise):
+        return ""
+    known = [bounds[name] for name in UPPER if name in bounds and not math.isnan(bounds[name])]
+    ceiling = min(known, default=math.inf)
+    nowhere = all(
+        name.startswith("L-BFGS-B") and not climb.iterations for name, climb in found.items()
+    )
+    if nowhere or value <= noise < bounds.get("best_vertex", first_order):
+        return "stuck"
+    if ceiling <= max(noise, CONFIRMED * value):
+        return "truly flat"
+    return "at float precision" if value <= noise else "unknown"
 
 
-def _require(epsilon: float, starts: int, sign_starts: int, iterations: int, theta: Tensor) -> None:
-    if not (epsilon > 0 and math.isfinite(epsilon)):
+def require_mode(who: str, mode: str) -> None:
+    """Refuse a mode that is none.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if mode not in get_args(Mode):
         raise InputError(
-            f"epsilon_sharpness needs epsilon above 0 and finite, got {epsilon}: change it"
+            f"{who} needs a mode of {', '.join(get_args(Mode))}, got {mode}: choose one"
         )
-    largest = torch.finfo(theta.dtype).max ** 0.5
-    if epsilon > largest:
-        raise InputError(
-            f"epsilon_sharpness needs epsilon up to {largest:.1e} in {theta.dtype}, where its "
-            f"square overflows, got {epsilon:.1e}: lower it"
-        )
-    finest = FEWEST_UNITS * torch.finfo(theta.dtype).eps
-    if epsilon < finest:
-        raise InputError(
-            f"epsilon_sharpness needs epsilon >= {finest:.1e} in {theta.dtype}, got {epsilon:.1e}, "
-            "which rounding of the weights would lose: raise it or use float64"
-        )
+
+
+def require_starts(who: str, starts: int, sign_starts: int, iterations: int) -> None:
+    """Refuse a search without a start or an iteration.
+
+    Raises:
+        InputError: If there is none.
+    """
     if min(starts, sign_starts) < 0 or starts + sign_starts < 1 or iterations < 1:
         raise InputError(
-            f"epsilon_sharpness needs a start and an iteration, got starts={starts}, "
+            f"{who} needs a start and an iteration, got starts={starts}, "
             f"sign_starts={sign_starts}, iterations={iterations}: raise them"
         )

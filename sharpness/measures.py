@@ -14,6 +14,7 @@ import torch
 
 from sharpness.bounds import pac_bayes
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness
+from sharpness.box_trends import epsilon_trend
 from sharpness.critical import critical_sharpness
 from sharpness.curvature_measures import (
     eigenvalue_ratio,
@@ -28,10 +29,19 @@ from sharpness.noisy import average_case
 from sharpness.norms import distance_from_start, path_norm, weight_norm
 from sharpness.objective import Objective
 from sharpness.perturbed import sam, worst_case
-from sharpness.results import Measured, Result, Run, Sharpness, Solution, SubspaceSharpness
+from sharpness.results import (
+    EpsilonTrend,
+    Measured,
+    Result,
+    Run,
+    Sharpness,
+    Solution,
+    SubspaceSharpness,
+)
 from sharpness.stability import batch_sharpness, preconditioned_sharpness
 
-Number = Measured | Sharpness | SubspaceSharpness  # a result with a value, and what certifies it
+# A result with a value, or one for each epsilon, and what certifies it.
+Number = Measured | Sharpness | SubspaceSharpness | EpsilonTrend
 COSTS = ("gradients", "products", "forwards")
 
 MEASURES: dict[str, Callable[..., Number]] = {
@@ -54,6 +64,7 @@ MEASURES: dict[str, Callable[..., Number]] = {
     "distance-from-start": distance_from_start,
     "pac-bayes": pac_bayes,
     "learning-coefficient": learning_coefficient,
+    "epsilon-trend": epsilon_trend,
 }
 
 

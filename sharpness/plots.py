@@ -50,6 +50,7 @@ from sharpness.results import (
     Density,
     Diagonal,
     Eigenpairs,
+    EpsilonTrend,
     Estimate,
     Invariance,
     Layers,
@@ -476,7 +477,7 @@ def starts(result: Sharpness, ax: Axes) -> None:
     )
     for y, color, dash, name in levels:
         ax.axhline(y, color=color, linestyle=dash, linewidth=1.1, label=name, zorder=1)
-    for sign, name in ((False, "L-BFGS-B"), (True, "sign iteration")):
+    for sign, name in ((False, "L-BFGS-B"), (True, "signs")):
         chosen = result.start_signs == sign
         if chosen.any():
             color, marker = COLORS[int(sign)], MARKERS[int(sign)]
@@ -487,6 +488,33 @@ def starts(result: Sharpness, ax: Axes) -> None:
     ax.set_ylabel("rise of the loss (% of 1 + loss)")
     ax.set_xlim(0.5, len(number) + 0.5)
     ax.set_xticks(range(1, len(number) + 1, 1 + len(number) // 12))
+
+
+def trend(result: EpsilonTrend, ax: Axes) -> None:
+    """Draw Metric 2.1 over epsilon, both in logarithms, and what a linear loss would have.
+
+    Lines from the first value of slopes 1 and 2 are what a slope and what curvature would make of
+    it. Values of 0 have no place; hollow ones are not above ten times their rounding.
+    """
+    x, y = result.epsilon, result.values
+    shown = y > 0
+    if shown.any():
+        first = int(shown.nonzero()[0, 0])
+        for slope, dash in ((1, ":"), (2, "-.")):
+            guide = y[first] * (x / x[first]) ** slope
+            ax.plot(x, guide, dash, color=GRAY, linewidth=1, label=f"slope {slope}", zorder=0)
+    if (result.first_order > 0).any():
+        ax.plot(x, result.first_order, "--", color=GREEN, linewidth=1.1, label="first order")
+    ax.plot(x[shown], y[shown], "-", color=BLUE, linewidth=1.2)
+    above = y > 10 * result.rounding
+    for chosen, face, label in ((shown & above, BLUE, "value"), (shown & ~above, "white", "noise")):
+        if chosen.any():
+            ax.plot(x[chosen], y[chosen], "o", color=BLUE, markerfacecolor=face, label=label)
+    ax.set_xscale("log")
+    if shown.any() or (result.first_order > 0).any():
+        ax.set_yscale("log")
+    ax.set_xlabel(r"$\epsilon$")
+    ax.set_ylabel("rise of the loss (% of 1 + loss)")
 
 
 def draws(result: SubspaceSharpness, ax: Axes) -> None:
@@ -969,6 +997,7 @@ FIGURES: dict[type, Callable[[Any], Figure]] = {
     SubspaceSharpness: _one(draws, 5, 3.8),
     Measured: _one(measured, 5.2, 3.8, columns=2),
     Invariance: _invariance_figure,
+    EpsilonTrend: _one(trend, 5, 3.8),
     Trajectory: _trajectory_figure,
     Comparison: _comparison_figure,
     Plane: _plane_figure,

@@ -45,6 +45,7 @@ from sharpness.results import (
     Density,
     Diagonal,
     Eigenpairs,
+    EpsilonTrend,
     Estimate,
     Layers,
     Line,
@@ -319,12 +320,49 @@ def _sharpness(found: Sharpness, origin: Origin) -> tuple[str, list[Check]]:
     ]
 
 
+def _trend(found: EpsilonTrend, origin: Origin) -> tuple[str, list[Check]]:
+    """Compare the losses at the center and at three displacements, and what is made of them."""
+    f = origin.objective(found.spec["objective"])
+    here = origin.point(f, found.spec["point"])
+    loss = float(f.value(here))
+    reach = here.theta.double().abs() + 1
+    slope = 100 / (1 + loss) * float((reach * f.gradient(here).double()).abs().sum())
+    checks = [
+        of_loss("loss", found.loss, loss, f),
+        of_exact("boxes", len(found.epsilon), len(found.spec["epsilons"])),
+        of_exact("values below the one before", 0.0, int((found.values.diff() < 0).sum())),
+    ]
+    for i in _spots(len(found.epsilon)):
+        epsilon, stored = float(found.epsilon[i]), float(found.maxima[i])
+        y, at = found.displacements[i].to(here.theta), f"at epsilon {epsilon:g}"
+        maximum = float(f.value(Solution(here.theta + y, here.buffers)))
+        outside = float((y.double().abs() / (epsilon * reach)).max()) > 1 + relative_of(y.dtype)
+        rise = 100 * (stored - found.loss) / (1 + found.loss)
+        checks += [
+            of_stored(f"epsilon {i + 1}", epsilon, found.spec["epsilons"][i]),
+            of_loss(f"maximum {at}", stored, maximum, f),
+            of_stored(f"value {at}", found.values[i], rise),
+            of_sum(f"first order {at}", found.first_order[i], epsilon * slope, f),
+            of_exact(f"coordinates outside of the box {at}", 0.0, float(outside)),
+        ]
+    return f"{len(_spots(len(found.epsilon)))} of {len(found.epsilon)} boxes", checks
+
+
 def _subspace_sharpness(found: SubspaceSharpness, origin: Origin) -> tuple[str, list[Check]]:
     """Compare the loss, the first draw, and the mean of all draws as they are stored."""
     spec = found.spec
     f = origin.objective(spec["objective"])
     here = origin.point(f, spec["point"])
-    keys = ("epsilon", "dimension", "starts", "sign_starts", "iterations", "seed")
+    keys = (
+        "epsilon",
+        "dimension",
+        "columns",
+        "mode",
+        "starts",
+        "sign_starts",
+        "iterations",
+        "seed",
+    )
     again = subspace_sharpness(f, here, draws=1, **{key: spec[key] for key in keys})
     value, best = float(found.draw_values[0]), float(again.draw_values[0])
     mean, low, high = t_interval(found.draw_values)
@@ -371,6 +409,7 @@ def _trajectory(found: Trajectory, origin: Origin) -> tuple[str, list[Check]]:
         epsilon=found.epsilon,
         starts=0,
         sign_starts=found.spec["sign_starts"],
+        certificate=False,
         seed=seed,
     )
     value = float(found.metric_2_1[i])
@@ -631,6 +670,7 @@ VERIFIERS: dict[str, Callable[[Any, Origin], tuple[str, list[Check]]]] = {
     "SubspaceSharpness": _subspace_sharpness,
     "Measured": measure,
     "Invariance": invariance,
+    "EpsilonTrend": _trend,
     "Trajectory": _trajectory,
     "Comparison": _comparison,
     "Density": _density,

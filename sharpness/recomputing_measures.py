@@ -8,7 +8,7 @@ from torch import Tensor
 from sharpness.checks import ASCENT, UNITS, Check, of_exact, of_loss
 from sharpness.errors import InputError
 from sharpness.invariances import function_changes
-from sharpness.measures import COSTS, TABLE, measured
+from sharpness.measures import COSTS, TABLE, measured, row
 from sharpness.rebuilding import Origin
 from sharpness.results import Invariance, Measured
 
@@ -62,7 +62,8 @@ def invariance(found: Invariance, origin: Origin) -> tuple[str, list[Check]]:
         if math.isnan(before):
             continue
         entry = TABLE[name]
-        again = measured(entry.measure, f, here, run=run, seed=spec["seed"], **entry.options).value
+        result = measured(entry.measure, f, here, run=run, seed=spec["seed"], **entry.options)
+        again = row(name, result).value
         checks.append(Check(name, before, again, ASCENT * abs(again), abs(again)))
     if spec["changes"]:
         origin.note("changes that were given are in no file, and were not tried again")

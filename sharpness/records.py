@@ -84,7 +84,7 @@ class Record(Shown):
         """
         pandas = library("pandas")
         columns = {
-            part: array.detach().cpu().numpy()
+            part: array.detach().cpu().numpy() if isinstance(array, Tensor) else array
             for name, _, axes in layout(type(self))
             if axes == (self.rows,)
             for part, array in _parts(name, getattr(self, name))

@@ -244,18 +244,42 @@ class Sharpness(Record):
     rounding: float  # one unit in the last place of the maximum, as a value of the metric
     sampling_error: float  # of the value, as an estimate for the data that the examples sample
     on_bounds: float  # share of coordinates of the displacement that lie on the box
+    # Of a value of at most 0.01 or ten times the rounding, else "": "stuck" where no start moved
+    # or what must be there was not found, "at float precision" where rounding hides what there may
+    # be, "truly flat" where a ceiling of the model is as small, "unknown" without such a ceiling
+    why: str
+    # () each, as values of the metric: bounds of the quadratic model of the loss by name, of
+    # which the last two are ceilings, NaN where a search did not converge; none if not asked for
+    bounds: dict[str, Tensor]
     gradients: int  # evaluations of loss and gradient, over all starts
+    products: int  # curvature times vector, for the bounds
+    forwards: int  # evaluations of the loss alone
     displacement: Annotated[Tensor, "parameter"]  # (n,)  the y that gives the maximum
+    start: Annotated[list[str], "start"]  # s names
     start_values: Annotated[Tensor, "start"]  # (s,)  the value that each start reached
+    start_begins: Annotated[Tensor, "start"]  # (s,)  that at the start itself
     start_on_bounds: Annotated[Tensor, "start"]  # (s,)  share of coordinates on the box there
+    start_iterations: Annotated[Tensor, "start"]  # (s,)  int: steps that it took
     start_gradients: Annotated[Tensor, "start"]  # (s,)  int
-    start_signs: Annotated[Tensor, "start"]  # (s,)  bool: by sign iteration, else by L-BFGS-B
+    start_signs: Annotated[Tensor, "start"]  # (s,)  bool: by signs or flips, else by L-BFGS-B
     spec: dict[str, Any]
 
     @property
     def first_order_share(self) -> float:
         """Part of the value that a loss linear in theta would have; near 1 no curvature shows."""
         return self.first_order / self.value if self.value else float("nan")
+
+    @property
+    def ceiling(self) -> float:
+        """The value that the quadratic model of the loss does not exceed; NaN where unknown."""
+        known = [float(x) for name, x in self.bounds.items() if name.endswith("ceiling")]
+        return min((x for x in known if not math.isnan(x)), default=math.nan)
+
+    @property
+    def factor(self) -> float:
+        """By how much the maximum of the model may exceed the best vertex of it; NaN if unknown."""
+        best = float(self.bounds.get("best_vertex", math.nan))
+        return self.ceiling / best if best > 0 else math.nan
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,9 +303,53 @@ class SubspaceSharpness(Record):
     epsilon: float  # the box is |z_i| <= epsilon (|(A^+ theta)_i| + 1)
     loss: float  # at the center
     gradients: int  # evaluations of loss and gradient, over all draws and starts
+    forwards: int  # evaluations of the loss alone
     draw_values: Annotated[Tensor, "draw"]  # (d,)  the metric of each draw
     draw_first_order: Annotated[Tensor, "draw"]  # (d,)  that of the linear model of the loss
+    draw_on_bounds: Annotated[Tensor, "draw"]  # (d,)  share of the p coordinates on the box
     spec: dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class EpsilonTrend(Record):
+    """Metric 2.1 in boxes of growing epsilon around one point; no value is below the one before.
+
+    >>> import torch
+    >>> from sharpness.box_trends import epsilon_trend
+    >>> from sharpness.objective import Objective
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> one = torch.ones(1, 1).double()
+    >>> f = Objective(model, [(one, 0 * one)], lambda z, y: z.mean())  # linear: f = x
+    >>> epsilon_trend(f, epsilons=(0.1, 0.2)).exponents.round(decimals=9)
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    rows: ClassVar[str] = "epsilon"
+    epsilon: Annotated[Tensor, "epsilon"]  # (e,)  of the boxes, growing
+    values: Annotated[Tensor, "epsilon"]  # (e,)  100 (maximum - loss) / (1 + loss)
+    first_order: Annotated[Tensor, "epsilon"]  # (e,)  those of the linear model of the loss
+    maxima: Annotated[Tensor, "epsilon"]  # (e,)  the loss at center + displacement
+    # (e,)  of the values, as estimates for the data that the examples sample; 0 if they are all
+    sampling_errors: Annotated[Tensor, "epsilon"]
+    rounding: Annotated[Tensor, "epsilon"]  # (e,)  one unit in the last place of the maximum
+    displacements: Annotated[Tensor, "epsilon", "parameter"]  # (e, n)  where the maxima are
+    loss: float  # at the center
+    gradients: int  # evaluations of loss and gradient, over all boxes and starts
+    forwards: int  # evaluations of the loss alone
+    spec: dict[str, Any]
+
+    @property
+    def first_order_shares(self) -> Tensor:
+        """Part of each value that a loss linear in theta would have, (e,); NaN of a value of 0."""
+        return torch.where(self.values > 0, self.first_order / self.values, torch.nan)
+
+    @property
+    def exponents(self) -> Tensor:
+        """The slopes d log(value) / d log(epsilon), (e,), from neighbors; NaN beside a 0."""
+        if len(self.epsilon) < 2:
+            return torch.full_like(self.values, torch.nan)
+        (slopes,) = torch.gradient(self.values.log(), spacing=(self.epsilon.log(),))
+        return torch.where(slopes.isfinite(), slopes, torch.nan)
 
 
 @dataclass(frozen=True, repr=False)
@@ -1037,6 +1105,7 @@ Result = (
     | Cut
     | Sharpness
     | SubspaceSharpness
+    | EpsilonTrend
     | Measured
     | Invariance
     | Trajectory
@@ -1057,6 +1126,7 @@ RESULTS: dict[str, type[Result]] = {
     "Cut": Cut,
     "Sharpness": Sharpness,
     "SubspaceSharpness": SubspaceSharpness,
+    "EpsilonTrend": EpsilonTrend,
     "Measured": Measured,
     "Invariance": Invariance,
     "Trajectory": Trajectory,

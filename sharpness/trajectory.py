@@ -61,7 +61,13 @@ def along_training(
         if str(name) not in pieces:
             pairs = eigsh(Hessian(objective, point), 1, seed=seed)
             phi = epsilon_sharpness(
-                objective, point, epsilon=epsilon, starts=0, sign_starts=sign_starts, seed=seed
+                objective,
+                point,
+                epsilon=epsilon,
+                starts=0,
+                sign_starts=sign_starts,
+                certificate=False,
+                seed=seed,
             )
             row: list[Any] = [phi.loss, pairs.values[0], pairs.residuals[0], pairs.converged[0]]
             row += [pairs.sampling_errors[0], phi.value, phi.first_order, phi.sampling_error]

@@ -61,6 +61,8 @@ LAYERS = [
     {"displaced"},
     {"grid"},
     {"landscape", "cuts", "planes", "paths"},
+    {"boxes"},
+    {"box_climbs", "box_certificates"},
     {"thresholds", "certificates"},
     {
         *(
@@ -74,7 +76,7 @@ LAYERS = [
             "norms",
         ),
     },
-    {"bounds", "local_learning"},
+    {"bounds", "local_learning", "box_trends"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {
         "invariances",
@@ -116,7 +118,7 @@ HOMES = {
     "h5py": {"store", "reading_hdf5_child"},
     "safetensors": {"reading_safetensors"},
     "matplotlib": {"plots", "styles"} | PLOTS,
-    "scipy.optimize": {"box_sharpness"},
+    "scipy.optimize": {"box_climbs"},
     "scipy.sparse": {"curvature"},
     "torch.distributed": {"distributed"},
 }

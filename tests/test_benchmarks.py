@@ -7,9 +7,10 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks.__main__ as bench
-from benchmarks import landscapes, perturbations, spectra
+from benchmarks import boxes, landscapes, perturbations, spectra
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
+from benchmarks.boxes import climb
 from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
 from benchmarks.workloads import MAKERS, make, tiny
 from sharpness.curvature import Dense, Hessian
@@ -314,3 +315,41 @@ def test_the_results_that_are_kept_are_those_on_the_page() -> None:
     for bar in BARS:
         values = [x for part in parts.values() for x in part["readings"].get(bar.key, [])]
         assert bar.row(values) in text
+
+
+def test_a_way_up_tells_its_seconds_and_when_it_came_above_a_target() -> None:
+    faithful = climb(tiny(), "faithful", fast=False)
+    assert faithful["scipy_seconds"] > 0
+    assert faithful["gradient_seconds"] + faithful["scipy_seconds"] < faithful["seconds"]
+    low = climb(tiny(), "signs", fast=False, target=0.0)
+    assert 1 < low["passed"]["gradients"] <= low["gradients"]
+    assert low["passed"]["seconds"] <= low["seconds"]
+    never = climb(tiny(), "signs", fast=False, target=2 * low["highest"] + 1)
+    assert never["passed"] is None
+    assert never["highest"] >= low["highest"]
+    assert never["gradients"] > low["gradients"]
+
+
+def test_ways_up_are_set_over_each_other() -> None:
+    answers = {
+        "faithful": {
+            "seconds": 10.5,
+            "gradient_seconds": 4.0,
+            "scipy_seconds": 6.0,
+            "highest": 2.0,
+        },
+        "signs": {
+            "seconds": 2.0,
+            "gradient_seconds": 1.9,
+            "passed": {"seconds": 0.5, "gradients": 4},
+        },
+    }
+    session = Session(["W1"], 1, "")
+    session.ask = lambda task, name, way, **_: answers[way]  # type: ignore[method-assign]
+    boxes.boxes(session)
+    assert session.readings["beside faithful W1"] == [pytest.approx(0.05)]
+    assert session.readings["beside signs W1"] == [pytest.approx(0.05)]
+    assert session.readings["signs W1"] == session.readings["signs W1 fast"] == [21.0]
+    answers["signs"]["passed"] = None
+    boxes.boxes(session)
+    assert session.readings["signs W1"] == [21.0, 0.0]

@@ -77,6 +77,7 @@ DOUBTS: dict[str, Callable[[Any], tuple[Any, Any]] | str] = {
     "SubspaceSharpness": "a mean of such maxima, with its interval",
     "Measured": lambda x: (x, replace(x, converged=False)),
     "Invariance": lambda x: (x, replace(x, converged=missed(x.converged))),
+    "EpsilonTrend": "maxima from below, which is told of each",
     "Trajectory": lambda x: (x, replace(x, converged=missed(x.converged))),
     "Comparison": lambda x: (x, without(x, 0)),
     "Plane": lambda x: (along_eigenvectors(x, [True] * 2), along_eigenvectors(x, [True, False])),
@@ -143,7 +144,17 @@ def test_machines_are_told_what_did_not_converge(kind: str, results: dict[str, R
 # ---- figures -----------------------------------------------------------------------------------
 
 # The functions that draw a result or make a figure of it, by what tests them for marks.
-BY_KIND = {"drawn", "training", "line", "cuts", "eigenvalues", "along", "contrasts", "starts"}
+BY_KIND = {
+    "drawn",
+    "training",
+    "line",
+    "cuts",
+    "eigenvalues",
+    "along",
+    "contrasts",
+    "starts",
+    "trend",
+}
 BY_KIND |= {
     "draws",
     "plane",

@@ -20,6 +20,7 @@ from sharpness.results import (
     Comparison,
     Cut,
     Eigenpairs,
+    EpsilonTrend,
     Line,
     Result,
     Run,
@@ -253,7 +254,7 @@ def test_starts_are_told_apart_by_method_and_doubts_are_lines(results: dict[str,
     ax = axes()
     plots.starts(found, ax)
     drawn = curves(ax)
-    for name, sign in (("L-BFGS-B", False), ("sign iteration", True)):
+    for name, sign in (("L-BFGS-B", False), ("signs", True)):
         values = found.start_values[found.start_signs == sign]
         assert drawn[name].get_ydata().tolist() == values.tolist()
     lines = {name.split()[0]: curve.get_ydata()[0] for name, curve in drawn.items()}
@@ -261,6 +262,28 @@ def test_starts_are_told_apart_by_method_and_doubts_are_lines(results: dict[str,
     assert found.value == pytest.approx(float(found.start_values.max()), rel=1e-3)
     assert lines["first"] == found.first_order
     assert lines["rounding"] == found.rounding
+
+
+def test_a_trend_stands_beside_lines_of_slope_1_and_2(results: dict[str, Result]) -> None:
+    found = results["EpsilonTrend"]
+    assert isinstance(found, EpsilonTrend)
+    ax = axes()
+    plots.trend(found, ax)
+    drawn = curves(ax)
+    assert drawn["value"].get_ydata().tolist() == found.values.tolist()
+    assert drawn["first order"].get_ydata().tolist() == found.first_order.tolist()
+    growth = found.epsilon / found.epsilon[0]
+    for power in (1, 2):
+        guide = (found.values[0] * growth**power).tolist()
+        assert drawn[f"slope {power}"].get_ydata().tolist() == pytest.approx(guide)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    ax = axes()
+    plots.trend(replace(found, rounding=found.values[:1].expand(3)), ax)  # all but the first drown
+    assert len(curves(ax)["noise"].get_ydata()) == int((found.values <= 10 * found.values[0]).sum())
+    ax = axes()
+    none = torch.zeros_like(found.values)
+    plots.trend(replace(found, values=none, first_order=none), ax)
+    assert "value" not in curves(ax)
 
 
 def test_draws_stand_beside_their_mean_and_its_interval(results: dict[str, Result]) -> None:

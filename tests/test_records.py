@@ -22,12 +22,14 @@ from sharpness.results import (
     Density,
     Diagonal,
     Eigenpairs,
+    EpsilonTrend,
     Estimate,
     Layers,
     Line,
     Plane,
     Result,
     Run,
+    Sharpness,
     Solution,
     Trajectory,
 )
@@ -184,6 +186,8 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         assert frame.converged.tolist() == result.converged.flatten().tolist()
         assert frame.losses.tolist()[::k] == result.losses.tolist()
         return
+    if isinstance(result, Sharpness):
+        assert frame.pop("start").tolist() == result.start
     columns: dict[str, torch.Tensor] = {
         Run: lambda r: r.history,
         Line: lambda r: {"alphas": r.alphas, **r.values},
@@ -197,6 +201,11 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         },
         Trajectory: lambda r: {
             f.name: getattr(r, f.name) for f in fields(r) if f.name not in ("epsilon", "spec")
+        },
+        EpsilonTrend: lambda r: {
+            f.name: getattr(r, f.name)
+            for f, (_, kind, axes) in zip(fields(r), layout(EpsilonTrend), strict=True)
+            if axes == ("epsilon",)
         },
         Estimate: lambda r: {"samples": r.samples},
         ClassStructure: lambda r: {

@@ -262,6 +262,11 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
             c.objective(), c.here, dimension=2, draws=2, starts=1, sign_starts=1, iterations=2
         )
     ],
+    "epsilon_trend": [
+        lambda c: sh.epsilon_trend(
+            c.objective(), c.here, epsilons=(1e-3, 2e-3), sign_starts=1, iterations=2
+        )
+    ],
     "run_numbers": [
         lambda c: sh.run_numbers(c.run(), {"train": c.objective(), "test": c.objective()})
     ],
@@ -284,7 +289,7 @@ WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", 
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
 WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "BatchEigenvalues", "OutOfMemoryError"}
-WITHOUT |= {"ClassStructure"}
+WITHOUT |= {"ClassStructure", "EpsilonTrend"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from scipy.stats import ttest_1samp
-
-import sharpness as sh
 from sharpness.experiments import keskar
 from sharpness.experiments.design import Design
+
+import sharpness as sh
 from sharpness.measures import TABLE, measured, row
 
 SEEDS = 5
@@ -119,11 +119,11 @@ ax.grid(axis="x", alpha=0.25)
 
 # %%
 # What the intervals allow to say. Curvature, plain and relative to the weights, and rises in boxes
-# and balls are larger for the large batch. One step along the gradient and the critical sharpness
-# along it tell the opposite: they follow the slope that is left at the stop, which is larger for the
-# small batch. So does batch sharpness at each run's own batch size, which compares two batch sizes
-# and no two solutions; at a common one it is larger for the large batch. No measure of this table
-# says by itself which network generalizes better.
+# and balls are larger for the large batch. The critical sharpness along the gradient tells the
+# opposite: it follows the slope that is left at the stop, which is larger for the small batch. So
+# does batch sharpness at each run's own batch size, which compares two batch sizes and no two
+# solutions; at a common one it is larger for the large batch. No measure of this table says by
+# itself which network generalizes better.
 
 larger = ("lambda-1", "adaptive-lambda-1", "trace", "adaptive-trace", "epsilon-sharpness")
 for name in (*larger, "worst-linf", "average", "relative-flatness", "batch-sharpness-of-8"):
