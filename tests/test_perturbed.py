@@ -287,7 +287,8 @@ def test_weights_that_are_zero_stay_zero_and_take_no_room_in_an_adaptive_ball() 
     """The ball is that of the other weights, at a point where only random starts leave."""
     H, _, x = problem(0, 40, 0.0, convex=True)
     x[:39] = 0
-    found = worst_case(quadratic(H, torch.zeros(40).double(), x), rho=0.1, adaptive=True)
+    f = quadratic(H, torch.zeros(40).double(), x)
+    found = worst_case(f, rho=0.1, adaptive=True, iterations=1)
     assert found.value == pytest.approx(0.01 * float(x[39] ** 2 * H[39, 39]) / 2, rel=1e-9)
 
 
