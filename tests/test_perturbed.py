@@ -287,7 +287,8 @@ def test_weights_that_are_zero_stay_zero_and_take_no_room_in_an_adaptive_ball() 
     """The ball is that of the other weights, at a point where only random starts leave."""
     H, _, x = problem(0, 40, 0.0, convex=True)
     x[:39] = 0
-    found = worst_case(quadratic(H, torch.zeros(40).double(), x), rho=0.1, adaptive=True)
+    f = quadratic(H, torch.zeros(40).double(), x)
+    found = worst_case(f, rho=0.1, adaptive=True, iterations=1)
     assert found.value == pytest.approx(0.01 * float(x[39] ** 2 * H[39, 39]) / 2, rel=1e-9)
 
 
@@ -588,3 +589,29 @@ def test_a_step_has_the_momentum_of_the_paper() -> None:
     # x1 = P(0.5 - 2, -2) = (-1, -1); z = P(-1 + 2, -1 - 2) = (1, -1)
     assert points[0].tolist() == [-1, -1]
     assert points[1].tolist() == [-1 + 0.75 * 2 + 0.25 * -1.5, -1]
+
+
+def test_a_climb_goes_back_where_steps_rise_but_never_to_the_best() -> None:
+    """From 10 down to 0, and up by 1 each: 4 of the first 5 steps rise."""
+    points: list[Tensor] = []
+
+    def see(u: Tensor) -> Look:
+        points.append(u.clone())
+        return Look(float(len(points)) - 1, 1.0, torch.tensor([1.0, 0.0]))
+
+    ball, start = Ball("l2", 1.0), torch.tensor([-0.5, 0.3])
+    begun = Look(10.0, 1.0, torch.tensor([0.0, 1.0]))
+    found = climb(see, ball, start, begun, iterations=20)
+    assert torch.equal(points[5], ball.step(start, begun, 1.0))
+    assert found.value == 19
+
+
+@pytest.mark.parametrize(("norm", "p"), [("l2", 2), ("linf", math.inf)])
+def test_random_points_are_uniform_in_the_ball(norm: Any, p: float) -> None:
+    """The share of the volume within their norm, (|u| / rho)^n, is uniform on [0, 1]."""
+    like = torch.zeros(3).double()
+    points = [Ball(norm, 0.7).random(3, 0, i, like) for i in range(400)]
+    shares = torch.tensor([(float(u.norm(p)) / 0.7) ** 3 for u in points])
+    assert 0 <= shares.min() <= shares.max() <= 1
+    assert float(shares.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / 400) ** 0.5)
+    assert float(torch.stack(points).mean(0).abs().max()) < 4 * 0.7 / 20
