@@ -18,7 +18,7 @@ from sharpness.objective import Objective
 from sharpness.problem import objective_of
 from sharpness.results import Measured, Run, Solution
 from sharpness.stability import batch_sharpness, preconditioned_sharpness
-from sharpness.thresholds import RULES, is_plain, stability_threshold
+from sharpness.thresholds import RULES, is_plain, preconditioner, stability_threshold
 from sharpness.training import OPTIMIZERS, TrainConfig, train
 
 
@@ -553,6 +553,10 @@ def test_a_parameter_that_never_had_a_gradient_is_left_out() -> None:
     )
     assert run.optimizer["step"].tolist() == [0, 4] or run.optimizer["step"].tolist() == [4, 0]
     f = objective_of(run, model=Loose(), data=data, loss="mse")
+    P, _ = preconditioner(run, [shape.numel() for shape in f.shapes.values()], "this")
+    assert (P == 0).tolist() == [
+        name == "unused" for name in f.shapes for _ in range(f.shapes[name].numel())
+    ]
     found = preconditioned_sharpness(f, run)
     assert math.isfinite(found.value)
     assert found.value > 0
