@@ -62,8 +62,8 @@ def batch_sharpness(
     GL(d_head) of attention. Invariant to permutation of neurons, orthogonal maps of attention
     heads and logit shift.
 
-    Cost: B / N of a gradient and of a product for each mini-batch, and a forward pass. A
-    mini-batch is gathered as in ``batch_eigenvalues``.
+    Cost: B / N of a gradient and of a product for each mini-batch, a gradient more where it is
+    larger than a micro-batch, and a forward pass. It is gathered as in ``batch_eigenvalues``.
 
     Args:
         point: Where, a Solution or theta. Default: the end of the run, or the model as it came.
@@ -107,10 +107,11 @@ def batch_sharpness(
     for i in range(count):
         name = f"batch {i}"
         if name not in pieces:
-            pieces[name] = _along_gradient(mini_batch(kept, draw(N, B, seed, i), starts), there)
+            f = kept if B == N else mini_batch(kept, draw(N, B, seed, i), starts)
+            pieces[name] = _along_gradient(f, there)
         if progress:
             progress(i + 1, count, f"|g|^2 {float(pieces[name][1]):.2g}")
-    gHg, gg = torch.stack([pieces[f"batch {i}"] for i in range(count)]).T
+    gHg, gg, graphs = torch.stack([pieces[f"batch {i}"] for i in range(count)]).T
     samples = _samples(gHg, gg)
     value, low, high = t_interval(samples[form])
     known = samples[form][~samples[form].isnan()]
@@ -139,7 +140,7 @@ def batch_sharpness(
             "without_gradient": (gg == 0).double().mean(),
             "batch_size": torch.tensor(B),
         },
-        gradients=count * B / N,
+        gradients=float(graphs.sum()) * B / N,
         products=count * B / N,
         forwards=1.0,
         spec={
@@ -267,13 +268,13 @@ def _batch_size(run: Run | None, batch_size: int | None) -> int:
 
 
 def _along_gradient(f: Objective, here: Solution) -> Tensor:
-    """Return g'Hg and |g|^2 of a mini-batch, float64, (2,)."""
+    """Return g'Hg and |g|^2 of a mini-batch, and how often its graph was built, float64, (3,)."""
     one = isinstance(f.batches, list) and len(f.batches) == 1
     # The graph of the gradient serves the product, where it is that of one micro-batch alone.
     H = Hessian(f, here, engine="cached" if one else "fresh")
     g = H.gradient() if one else f.gradient(here)
     slope, product = g.double(), (H @ g).double()
-    return torch.stack([slope @ product, slope @ slope]).cpu()
+    return torch.stack([slope @ product, slope @ slope, slope.new_tensor(1 if one else 2)]).cpu()
 
 
 def _samples(gHg: Tensor, gg: Tensor) -> dict[str, Tensor]:
@@ -325,6 +326,6 @@ def _plain_threshold(run: Run | None, B: int) -> tuple[float, str]:
         return math.nan, f"; no threshold: there is one at the run's own batch size, {own}, only"
     value = 2 / train["learning_rate"]
     return value, (
-        f"; above 2 / eta = {value:.4g} a step of SGD raises the loss of its own mini-batch, "
-        "on average and on a quadratic"
+        f"; where the ratio is above 2 / eta = {value:.4g}, a step of SGD raises the loss of its "
+        "own mini-batch, on average and on a quadratic"
     )

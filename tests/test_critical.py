@@ -117,6 +117,12 @@ def test_a_multiple_of_the_loss_multiplies_it_bit_by_bit() -> None:
     assert eight.value == 8 * one.value
 
 
+def test_a_first_step_that_is_too_long_is_halved() -> None:
+    found = critical_sharpness(function(lambda theta: 100 + quadratic(theta), 1, 2), bisections=20)
+    assert found.details["etas"][1] == found.details["etas"][0] / 2
+    assert found.value == pytest.approx(3.4, rel=1e-5)
+
+
 def test_where_the_gradient_is_zero_there_is_none() -> None:
     found = critical_sharpness(function(quadratic, 0, 0))
     assert math.isnan(found.value)

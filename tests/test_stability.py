@@ -18,7 +18,7 @@ from sharpness.objective import Objective
 from sharpness.problem import objective_of
 from sharpness.results import Measured, Run, Solution
 from sharpness.stability import batch_sharpness, preconditioned_sharpness
-from sharpness.thresholds import RULES, is_plain, stability_threshold
+from sharpness.thresholds import RULES, is_plain, preconditioner, stability_threshold
 from sharpness.training import OPTIMIZERS, TrainConfig, train
 
 
@@ -96,8 +96,11 @@ def test_all_examples_are_one_exact_mini_batch_in_which_the_forms_agree(form: An
     assert found.value == pytest.approx(7 / 3, rel=1e-14)
     assert float(found.details["mean"]) == float(found.details["ratio"]) == found.value
     assert (found.stderr, found.interval.tolist()) == (0.0, [found.value] * 2)
-    assert (found.gradients, found.products, found.forwards) == (1.0, 1.0, 1.0)
+    assert (found.gradients, found.products, found.forwards) == (2.0, 1.0, 1.0)  # two batches
     assert len(found.samples[form]) == 1
+    whole = batch_sharpness(least_squares(ROWS, ONES), batch_size=3, form=form)
+    assert whole.value == pytest.approx(found.value, rel=1e-14)
+    assert whole.gradients == 1.0
 
 
 def expected(x: Tensor, w: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +209,7 @@ def covered(K: int, trials: int) -> float:
     for trial in range(trials):
         rows = [torch.randperm(400, generator=generator)[:8] for _ in range(K)]
         pieces = {
-            f"batch {i}": torch.tensor(by_hand(x, w.double(), chosen), dtype=torch.float64)
+            f"batch {i}": torch.tensor([*by_hand(x, w.double(), chosen), 1], dtype=torch.float64)
             for i, chosen in enumerate(rows)
         }
         found = batch_sharpness(f, batch_size=8, batches=K, form="ratio", pieces=pieces, seed=trial)
@@ -242,11 +245,14 @@ def counted(f: Objective) -> tuple[Objective, list[int]]:
     return Objective(f.model, f.batches, loss), calls
 
 
-def test_the_cost_is_that_of_the_calls_of_the_loss() -> None:
-    f, calls = counted(least_squares(torch.randn(12, 3).double(), torch.ones(3).double()))
+@pytest.mark.parametrize(("size", "gradients"), [(100, 2.0), (3, 4.0)])
+def test_the_cost_is_that_of_the_calls_of_the_loss(size: int, gradients: float) -> None:
+    x = torch.randn(12, 3).double()
+    f, calls = counted(least_squares(x, torch.ones(3).double(), size=size))
     found = batch_sharpness(f, batch_size=4, batches=6)
-    assert (found.gradients, found.products, found.forwards) == (2.0, 2.0, 1.0)
-    assert sum(calls) == 12 * (found.gradients + found.forwards)  # products take up its graph
+    assert (found.gradients, found.products, found.forwards) == (gradients, 2.0, 1.0)
+    # Products take up the graph of a gradient, or build it once more, which counts as one.
+    assert sum(calls) == 12 * (found.gradients + found.forwards)
 
 
 def trained(optimizer: str = "sgd", **options: Any) -> Run:
@@ -263,7 +269,7 @@ def test_a_run_gives_its_batch_size_its_end_and_for_plain_sgd_its_threshold() ->
     found = batch_sharpness(f, run=run, batches=3)
     assert int(found.details["batch_size"]) == 100
     assert found.threshold == 2 / 0.05
-    assert "above 2 / eta = 40 " in found.words
+    assert "above 2 / eta = 40, a step of SGD" in found.words
     assert "at one batch size only" in found.words
     assert found.spec["run"] == run.spec
     assert found.spec["options"] == {"batch_size": None, "form": "mean", "batches": 3}
@@ -547,6 +553,10 @@ def test_a_parameter_that_never_had_a_gradient_is_left_out() -> None:
     )
     assert run.optimizer["step"].tolist() == [0, 4] or run.optimizer["step"].tolist() == [4, 0]
     f = objective_of(run, model=Loose(), data=data, loss="mse")
+    P, _ = preconditioner(run, [shape.numel() for shape in f.shapes.values()], "this")
+    assert (P == 0).tolist() == [
+        name == "unused" for name in f.shapes for _ in range(f.shapes[name].numel())
+    ]
     found = preconditioned_sharpness(f, run)
     assert math.isfinite(found.value)
     assert found.value > 0
