@@ -88,7 +88,7 @@ def test_the_published_case_of_five_curvatures_is_met(
     assert float((n_beta * h / a / 2).sum()) == pytest.approx(limit, abs=1e-4)
     f = objective(lambda w: (h * w * w).sum() / 2, 5, examples=1000)
     step = 1 / float(a.max())
-    found = learning_coefficient(f, gamma=gamma, step=step, chains=400, burn_in=6000, draws=2000)
+    found = learning_coefficient(f, gamma=gamma, step=step, chains=200, burn_in=3000, draws=1000)
     assert near(found.value, found.stderr, want)
 
 
