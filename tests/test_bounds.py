@@ -10,7 +10,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from sharpness.bounds import EPSILON, pac_bayes
+from sharpness.bounds import EPSILON, _Sizes, pac_bayes
 from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Objective
 from sharpness.problem import objective_of
@@ -94,6 +94,28 @@ def test_the_worst_perturbation_of_a_linear_classifier_is_that_of_its_margins(
     assert found.gradients > 0
     assert found.forwards == 1
     assert found.words.startswith("at least this")
+
+
+def test_the_worst_of_all_starts_counts_and_the_first_is_the_solution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Tensor] = []
+    found_there = _Sizes._fall_and_slope
+
+    def look(sizes: _Sizes) -> tuple[float, Tensor]:
+        seen.append(sizes.there.clone())
+        return found_there(sizes)
+
+    monkeypatch.setattr(_Sizes, "_fall_and_slope", look)
+    pac_bayes(FLAT, worst=True, draws=1)
+    assert torch.equal(seen[0], FLAT.theta)
+
+    def climbed(sizes: _Sizes, e: float, i: int, noise: Tensor) -> float:
+        return 0.2 if i == 1 and sizes.size(e) > 0.5 else 0.0
+
+    monkeypatch.setattr(_Sizes, "_climbed", climbed)
+    found = pac_bayes(FLAT, worst=True, draws=3)
+    assert value(0.5) / 1.003 <= found.value <= value(0.5)
 
 
 @pytest.fixture(scope="module")
