@@ -508,7 +508,7 @@ def _subspace(found: SubspaceSharpness) -> list[str]:
     return [
         f"Metric 2.1 in subspaces of {spec['dimension']} dimensions (epsilon {found.epsilon:g}): "
         f"{place(spec['objective'])}",
-        f"mean {found.value:.8g} over {spec['draws']} draws of {spec['columns']} columns, 95 % "
+        f"mean {found.value:.8g} over {spec['draws']} draws ({spec['columns']} columns), 95 % "
         f"interval {known}",
         f"loss {found.loss:.8g}; {found.gradients} gradients, {found.forwards} forward passes",
         *table(["draw", "value", "first-order share", "on bounds"], rows),
