@@ -100,6 +100,9 @@ def invariance(result: Invariance, ax: Axes) -> None:
     ax.set_yticks(range(len(result.measures)), result.measures)
     ax.tick_params(labelsize="small", length=0)
     ax.xaxis.tick_top()
+    ax.xaxis.set_label_position("top")
+    ax.set_xlabel("change of the weights that leaves the function")
+    ax.set_ylabel("measure")
     figure = ax.get_figure()
     if isinstance(figure, Figure):
         bar = figure.colorbar(drawn, ax=ax, label="factor", shrink=0.6, extend="both")

@@ -107,7 +107,7 @@ TABLE: dict[str, Entry] = {
     "distance-from-start": Entry("distance-from-start", {}),
     "pac-bayes": Entry("pac-bayes", {}),
     "magnitude-pac-bayes": Entry("pac-bayes", {"magnitude_aware": True}),
-    "learning-coefficient": Entry("learning-coefficient", {"batch_size": 60, "draws": 500}),
+    "learning-coefficient": Entry("learning-coefficient", {"batch_size": 60, "burn_in": 100, "draws": 200}),
 }
 
 
@@ -250,11 +250,15 @@ def row(name: str, found: Result | str) -> Row:
         costs = {key: getattr(found, key) for key in COSTS}
         told = {key: getattr(found, key) for key in ("threshold", "converged", "words")}
         return Row(name, found.value, low, high, **told, **costs)
+    costs = {key: float(getattr(found, key, 0)) for key in COSTS}
     if isinstance(found, Sharpness):
         words = f"the best of {len(found.start_values)} starts, which no maximum is below"
-        return Row(name, found.value, found.value, words=words, gradients=found.gradients)
+        if not math.isnan(found.ceiling):
+            words += f"; the ceiling of the quadratic model is {found.ceiling:.4g}"
+        words += f"; {found.why}" if found.why else ""
+        return Row(name, found.value, found.value, words=words, **costs)
     if isinstance(found, SubspaceSharpness):
         low, high = found.interval.tolist()
         words = f"the mean over {len(found.draw_values)} draws of the subspace"
-        return Row(name, found.value, low, high, words=words, gradients=found.gradients)
+        return Row(name, found.value, low, high, words=words, **costs)
     raise InputError(f"a table of measures needs numbers, got a {type(found).__name__}")

@@ -6,7 +6,7 @@ arrays, has that for its coordinate.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from html import escape
 from importlib import import_module
@@ -45,6 +45,8 @@ class Record(Shown):
     """The base of the results."""
 
     rows: ClassVar[str]  # the axis along which ``to_pandas`` has its rows
+    # What fields are that came later, in files that lack them, as functions of the other fields.
+    later: ClassVar[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {}
 
     def to_xarray(self) -> Any:
         """Return an ``xarray.Dataset`` of the arrays, as ``xarray.open_dataset`` has their file.

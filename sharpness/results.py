@@ -7,7 +7,7 @@ options.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -236,6 +236,15 @@ class Sharpness(Record):
     """
 
     rows: ClassVar[str] = "start"
+    later: ClassVar[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
+        "why": lambda of: "",
+        "bounds": lambda of: {},
+        "products": lambda of: 0,
+        "forwards": lambda of: 0,
+        "start": lambda of: [f"start {i + 1}" for i in range(len(of["start_values"]))],
+        "start_begins": lambda of: torch.full_like(of["start_values"], torch.nan),
+        "start_iterations": lambda of: torch.full_like(of["start_gradients"], -1),
+    }
     value: float  # 100 (maximum - loss) / (1 + loss)
     epsilon: float  # the box is |y_i| <= epsilon (|theta_i| + 1)
     loss: float  # at the center
@@ -259,7 +268,7 @@ class Sharpness(Record):
     start_values: Annotated[Tensor, "start"]  # (s,)  the value that each start reached
     start_begins: Annotated[Tensor, "start"]  # (s,)  that at the start itself
     start_on_bounds: Annotated[Tensor, "start"]  # (s,)  share of coordinates on the box there
-    start_iterations: Annotated[Tensor, "start"]  # (s,)  int: steps that it took
+    start_iterations: Annotated[Tensor, "start"]  # (s,)  int: steps that it took, -1 unknown
     start_gradients: Annotated[Tensor, "start"]  # (s,)  int
     start_signs: Annotated[Tensor, "start"]  # (s,)  bool: by signs or flips, else by L-BFGS-B
     spec: dict[str, Any]
@@ -297,6 +306,10 @@ class SubspaceSharpness(Record):
     """
 
     rows: ClassVar[str] = "draw"
+    later: ClassVar[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
+        "forwards": lambda of: 0,
+        "draw_on_bounds": lambda of: torch.full_like(of["draw_values"], torch.nan),
+    }
     value: float  # mean over the draws, each the best of its starts
     stderr: float  # of that mean; NaN with one draw
     interval: Annotated[Tensor, "bound"]  # (2,)  Student's 95 % interval of the mean

@@ -350,7 +350,10 @@ def _decode(file: h5py.File, path: str | os.PathLike[str]) -> Result:
         if "field" in dataset.attrs and dataset.dtype.kind != "O":  # an axis or a group has none
             tensors.setdefault(dataset.attrs["field"].decode(), {})[name] = _read(dataset)
     values: dict[str, Any] = {}
+    there = {*tensors, *file, *file.attrs}
     for name, kind, axes in layout(cls):
+        if name in cls.later and name not in there:
+            continue
         if kind is Tensor:
             values[name] = tensors[name][name]
         elif name == "spec" or (name in file.attrs and kind == list[str]):  # format 1
@@ -367,7 +370,7 @@ def _decode(file: h5py.File, path: str | os.PathLike[str]) -> Result:
             values[name] = file.attrs[name].decode()
         else:
             values[name] = kind(file.attrs[name])
-    return cls(**values)
+    return cls(**values, **{k: made(values) for k, made in cls.later.items() if k not in values})
 
 
 def _read(dataset: h5py.Dataset) -> Tensor:

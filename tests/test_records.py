@@ -24,8 +24,10 @@ from sharpness.results import (
     Eigenpairs,
     EpsilonTrend,
     Estimate,
+    Invariance,
     Layers,
     Line,
+    Measured,
     Plane,
     Result,
     Run,
@@ -186,6 +188,11 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
         assert frame.converged.tolist() == result.converged.flatten().tolist()
         assert frame.losses.tolist()[::k] == result.losses.tolist()
         return
+    if isinstance(result, Invariance):
+        assert frame.index.tolist() == result.measures
+        assert list(frame.columns) == result.symmetries
+        assert torch.equal(torch.from_numpy(frame.to_numpy()), result.change)
+        return
     if isinstance(result, Sharpness):
         assert frame.pop("start").tolist() == result.start
     columns: dict[str, torch.Tensor] = {
@@ -208,6 +215,7 @@ def test_a_table_has_the_numbers_of_the_result(kind: str, results: dict[str, Res
             if axes == ("epsilon",)
         },
         Estimate: lambda r: {"samples": r.samples},
+        Measured: lambda r: r.samples,
         ClassStructure: lambda r: {
             name: getattr(r, name)
             for name in (

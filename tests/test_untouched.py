@@ -267,6 +267,31 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
             c.objective(), c.here, epsilons=(1e-3, 2e-3), sign_starts=1, iterations=2
         )
     ],
+    **{
+        f.__name__: [lambda c, f=f: f(c.objective(), c.here)]
+        for f in (
+            *(sh.fisher_rao, sh.hessian_trace, sh.hessian_frobenius, sh.largest_eigenvalue),
+            *(sh.relative_flatness, sh.sam, sh.weight_norm),
+        )
+    },
+    "eigenvalue_ratio": [lambda c: sh.eigenvalue_ratio(c.objective(), c.here, k=2)],
+    "worst_case": [
+        lambda c: sh.worst_case(c.objective(), c.here, iterations=3),
+        lambda c: sh.worst_case(c.objective("batch"), c.here, iterations=3, adaptive=True),
+    ],
+    "average_case": [lambda c: sh.average_case(c.objective(), c.here, draws=2)],
+    "batch_sharpness": [
+        lambda c: sh.batch_sharpness(c.objective(), c.here, batch_size=5, batches=2)
+    ],
+    "critical_sharpness": [lambda c: sh.critical_sharpness(c.objective(), c.here)],
+    "pac_bayes": [lambda c: sh.pac_bayes(c.objective(), c.here, draws=2)],
+    "learning_coefficient": [
+        lambda c: sh.learning_coefficient(
+            c.objective(), c.here, chains=2, burn_in=1, draws=2, batch_size=5
+        )
+    ],
+    "measure_all": [lambda c: sh.measure_all(c.objective(), only=["sam", "trace"])],
+    "invariance": [lambda c: sh.invariance(c.objective(), only=["sam"])],
     "run_numbers": [
         lambda c: sh.run_numbers(c.run(), {"train": c.objective(), "test": c.objective()})
     ],
@@ -289,7 +314,7 @@ WITHOUT |= {"compare", "compared", "paired_difference", "paired_ratio", "save", 
 WITHOUT |= {"Comparison", "Convexity", "Cut", "Eigenpairs", "Line", "Plane", "Run", "Sharpness"}
 WITHOUT |= {"Solution", "SubspaceSharpness", "Trajectory", "Verification", "Journal"}
 WITHOUT |= {"Density", "Diagonal", "Estimate", "Layers", "BatchEigenvalues", "OutOfMemoryError"}
-WITHOUT |= {"ClassStructure", "EpsilonTrend"}
+WITHOUT |= {"ClassStructure", "EpsilonTrend", "Measured", "Invariance", "stability_threshold"}
 WITHOUT_HERE = {"orthogonalized", "between", "through", "principal", "random_walk_shares"}
 WITHOUT_HERE |= {"projected"}
 

@@ -18,7 +18,7 @@ from sharpness.curvature import Dense, Hessian
 from sharpness.directions import filter_normalized
 from sharpness.operators import OPERATORS
 from sharpness.recomputing import VERIFIERS
-from sharpness.results import RESULTS, Result, Run, Solution
+from sharpness.results import RESULTS, Measured, Result, Run, Solution
 from sharpness.training import TrainConfig, cpu_threads, train
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -96,6 +96,12 @@ def one_more(key: str, row: int) -> Change:
 def theta(which: str) -> Change:
     """What changes one weight of a run."""
     return lambda run: {which: replace(getattr(run, which), theta=moved(run.end.theta, 3, 5.0))}
+
+
+def spoiled_sample(found: Measured) -> dict[str, Any]:
+    """What changes the sample in the middle of a measure."""
+    name, samples = next(iter(found.samples.items()))
+    return {"samples": found.samples | {name: moved(samples, 3)}}
 
 
 # Kind, what is changed, and the number that is named.
@@ -244,6 +250,17 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("BatchEigenvalues", field("whole_loss", by=1e-4), "loss of all the data"),
     ("BatchEigenvalues", lambda found: {"examples": found.examples + 1}, "examples"),
     ("BatchEigenvalues", lambda found: {"batch_size": 1}, "batch_size"),
+    ("Measured", field("value"), "value"),
+    ("Measured", field("stderr"), "stderr"),
+    ("Measured", field("interval", 1), "high end of the interval"),
+    ("Measured", field("loss", by=1e-4), "loss"),
+    ("Measured", field("products"), "products"),
+    ("Measured", lambda found: {"converged": not found.converged}, "converged"),
+    ("Measured", lambda found: {"threshold": 1.0}, "threshold"),
+    ("Measured", lambda found: spoiled_sample(found), "of sample 4"),
+    ("Invariance", field("before", 0), "fisher-rao"),
+    ("Invariance", field("before", 1), "sam"),
+    ("Invariance", field("function_change", 0), "change of the function by permutation"),
     ("ClassStructure", field("values", 0, 1e-2), "eigenvalue 1 of G"),
     ("ClassStructure", field("hessian_values", 4), "eigenvalue 5 of the Hessian"),
     ("ClassStructure", field("mean_values", 1, 1e-4), "eigenvalue 2 of G1"),
