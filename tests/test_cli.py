@@ -830,7 +830,7 @@ def test_a_shell_completes_commands_options_and_choices(shell: str) -> None:
     assert offered("sharpness eigs --op") == {"--operator"}
     assert offered("sharpness eigs --which ") == {"LA", "SA", "LM"}
     assert offered("sharpness plot --format p") == {"png", "pdf"}
-    assert offered("sharpness measure e") == {"epsilon-sharpness"}
+    assert offered("sharpness measure e") == {"epsilon-sharpness", "epsilon-trend"}
 
 
 @pytest.mark.parametrize("words", ["sharpness ", "sharpness e"])
