@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
-from sharpness.measures import chosen, measure_all, row
+from sharpness.measures import TABLE, chosen, measured, row
 from sharpness.objective import Inputs, Objective, Point, Targets, fingerprint
 from sharpness.results import Invariance, Run, Solution
 from sharpness.symmetries import SYMMETRIES, State, Symmetry, composed, moved_optimizer
@@ -64,7 +64,7 @@ def invariance(
 
     Raises:
         InputError: If the model has no such change, or one of ``changes`` is none.
-        ComputationError: If the loss is not finite at the point.
+        ComputationError: If the loss is not finite at the point, or a measure fails.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
@@ -164,10 +164,10 @@ def _given(
 
 def _is_one(f: Objective, here: Solution, state: State, symmetry: Symmetry) -> bool:
     try:
-        difference = _difference(f, here, state, symmetry)
+        symmetry(state)
     except (KeyError, RuntimeError):  # layers that do not fit together as they are listed
         return False
-    return difference <= _allowed(f, state)
+    return _difference(f, here, state, symmetry) <= _allowed(f, state)
 
 
 def _allowed(f: Objective, state: State) -> float:
@@ -241,8 +241,15 @@ def _changed(
 def _numbers(f: Objective, there: Run | Solution, names: list[str], seed: int) -> Tensor:
     """Return value, standard error, whether a search found it and converged, (m, 4)."""
     is_run = isinstance(there, Run)
-    options: dict[str, Any] = {"run": there} if is_run else {"point": there}
-    found = measure_all(f, only=names, seed=seed, **options)
+    where: dict[str, Any] = {"run": there} if is_run else {"point": there}
+    found: dict[str, Any] = {}
+    for name in names:
+        entry = TABLE[name]
+        try:
+            found[name] = measured(entry.measure, f, **where, seed=seed, **entry.options)
+        except InputError as error:  # it is no measure of such a model
+            LOG.info("invariance: %s", error)
+            found[name] = str(error)
     rows = [row(name, found[name]) for name in names]
     errors = [getattr(found[name], "stderr", 0.0) for name in names]
     searched = [math.isnan(x.high) and x.low == x.value for x in rows]

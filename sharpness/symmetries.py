@@ -111,9 +111,9 @@ def filterwise(model: nn.Module, seed: int = 0) -> Iterator[Symmetry]:
     """Yield scalings of the filters before BatchNorm, with its running statistics."""
     leaves = _leaves(model)
     for i, ((name, part), (norm, after)) in enumerate(pairwise(leaves)):
-        if not (isinstance(part, WEIGHTED) and isinstance(after, _BatchNorm)):
+        if not (_has_weight(part) and isinstance(after, _BatchNorm)):
             continue
-        a = torch.from_numpy(_factors(seed, i, len(part.weight)))
+        a = torch.from_numpy(_factors(seed, i, len(_weight(part))))
 
         def change(state: State, name: str = name, norm: str = norm, a: Tensor = a) -> State:
             scaled = {f"{name}.weight": a, f"{name}.bias": a}
@@ -125,12 +125,13 @@ def filterwise(model: nn.Module, seed: int = 0) -> Iterator[Symmetry]:
 
 def logit_shift(model: nn.Module, seed: int = 0) -> Iterator[Symmetry]:
     """Yield a shift of all logits by one function of the inputs, which softmax does not see."""
-    weighted = [(name, part) for name, part in _leaves(model) if isinstance(part, WEIGHTED)]
+    weighted = [(name, part) for name, part in _leaves(model) if _has_weight(part)]
     if not weighted or not isinstance(weighted[-1][1], nn.Linear):
         return
     name, part = weighted[-1]
-    size = 4 * part.weight.shape[1] ** -0.5  # some weights, so that its effect is seen
-    v = size * torch.from_numpy(stream(seed, *STREAM, 2).standard_normal(part.weight.shape[1]))
+    count = len(_weight(part)[0])
+    size = 4 * count**-0.5  # some weights, so that its effect is seen
+    v = size * torch.from_numpy(stream(seed, *STREAM, 2).standard_normal(count))
 
     def change(state: State) -> State:
         weight, bias = f"{name}.weight", f"{name}.bias"
@@ -209,10 +210,10 @@ def _scaling(pair: _Pair, a: Tensor) -> Symmetry:
 def _pairs(model: nn.Module) -> Iterator[_Pair]:
     """Yield layers with weights of which the second reads the units of the first."""
     leaves = _leaves(model)
-    at = [i for i, (_, part) in enumerate(leaves) if isinstance(part, WEIGHTED)]
+    at = [i for i, (_, part) in enumerate(leaves) if _has_weight(part)]
     for i, j in pairwise(at):
         (first, one), (second, other) = leaves[i], leaves[j]
-        a, b = one.get_parameter("weight"), other.get_parameter("weight")
+        a, b = _weight(one), _weight(other)
         between = leaves[i + 1 : j]
         norms = [name for name, part in between if isinstance(part, _BatchNorm) and part.affine]
         units = len(a)
@@ -221,6 +222,15 @@ def _pairs(model: nn.Module) -> Iterator[_Pair]:
         if fits and plain:
             parts = tuple(part for _, part in between)
             yield _Pair(first, norms[0] if norms else None, second, parts, units)
+
+
+def _has_weight(part: nn.Module) -> bool:
+    """Say whether a layer multiplies by a weight of its own, and by none that is computed."""
+    return isinstance(part, WEIGHTED) and "weight" in dict(part.named_parameters(recurse=False))
+
+
+def _weight(part: nn.Module) -> Tensor:
+    return dict(part.named_parameters(recurse=False))["weight"]
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

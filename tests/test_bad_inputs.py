@@ -368,8 +368,15 @@ ROWS = [
             f"{call} {value}": f"above 0, got {value}"
             for call in ("eigs sb.h5 --tol", f"{TRAIN} --learning-rate", f"{TRAIN} --stop-loss")
             for value in ("-0.1", "0")
+        }
+        | {
+            f"measure {call} {value}": f"above 0 and finite, got {float(value)}"
+            for call in (
+                *("worst-case sb.h5 --rho", "sam sb.h5 --rho", "average-case sb.h5 --sigma"),
+                "epsilon-trend sb.h5 --epsilons",
+            )
+            for value in ("-0.1", "0")
         },
-        waits="--rho",
     ),
     Row(
         10,

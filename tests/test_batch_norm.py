@@ -175,7 +175,8 @@ def test_statistics_are_reestimated_once_for_all_products_and_at_every_point_of_
     assert len(passes) == 1
     passes.clear()
     found = epsilon_sharpness(f, epsilon=1e-2, starts=0, sign_starts=2)
-    assert len(passes) == found.gradients + 2  # the loss at both ends once more
+    # Once more for all the products that tell the bounds of the model.
+    assert len(passes) == found.gradients + found.forwards + 1
     there = f.theta + found.displacement
     assert found.maximum == pytest.approx(float(loss_by_hand(there, reestimated(there))))
 

@@ -199,6 +199,23 @@ def evaluated(case: Case, batch_norm: str) -> None:
     f.outputs(case.here, case.batches[0][0])
 
 
+def told(found: dict[str, Any]) -> None:
+    """What is in words is why there is no number."""
+    for x in found.values():
+        if isinstance(x, str):
+            raise sh.ComputationError(x)
+
+
+def refused(call: Callable[[], Any]) -> None:
+    with pytest.raises(sh.InputError):
+        call()
+
+
+def preconditioned(case: Case) -> None:
+    run = case.train(updates=2)
+    sh.preconditioned_sharpness(sh.objective_of(run, **case.brought()), run)
+
+
 # Public functions and classes by name, each as calls that use the user's model.
 CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "Objective": [
@@ -290,7 +307,13 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
             c.objective(), c.here, chains=2, burn_in=1, draws=2, batch_size=5
         )
     ],
-    "measure_all": [lambda c: sh.measure_all(c.objective(), only=["sam", "trace"])],
+    "measure_all": [
+        lambda c: told(sh.measure_all(c.objective(), point=c.here, only=["sam", "trace"]))
+    ],
+    "normalized_logits": [lambda c: sh.normalized_logits(c.objective()).value(c.here)],
+    "path_norm": [lambda c: refused(lambda: sh.path_norm(c.objective(), c.here))],
+    "distance_from_start": [lambda c: sh.distance_from_start(c.objective(), run=c.run())],
+    "preconditioned_sharpness": [lambda c: preconditioned(c)],
     "invariance": [lambda c: sh.invariance(c.objective(), only=["sam"])],
     "run_numbers": [
         lambda c: sh.run_numbers(c.run(), {"train": c.objective(), "test": c.objective()})
