@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from sharpness.curvature import Curvature
-from sharpness.intervals import LEVEL
+from sharpness.intervals import LEVEL, NORMAL
 from sharpness.results import Eigenpairs, Estimate
-
-NORMAL = 1.959963984540054  # of a normal distribution, 95 % lie within so many standard deviations
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor, nn
 
 from sharpness.by_layer import Probed, formed, places_by
@@ -20,7 +19,7 @@ from sharpness.curvature import GaussNewton, Hessian, Operator, OutputCurvature
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.fisher import EmpiricalFisher
-from sharpness.intervals import LEVEL
+from sharpness.intervals import NORMAL
 from sharpness.lanczos import SMALL, eigsh
 from sharpness.likelihoods import likelihood_of
 from sharpness.names import named
@@ -35,7 +34,6 @@ FORMS = ("trace", "eigenvalue")
 FISHERS = {"model": GaussNewton, "data": EmpiricalFisher}
 FISHER_FORMS = ("quadratic", "homogeneous")
 # Of |J theta - k z| to |J theta|. Sums of squares leave the root of the rounding.
-NORMAL = float(ndtri((1 + LEVEL) / 2))  # standard errors to either side
 EULER = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 LOG = logging.getLogger(__name__)

@@ -2,10 +2,11 @@
 
 import math
 
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 LEVEL = 0.95
+NORMAL = float(ndtri((1 + LEVEL) / 2))  # standard errors to either side, where they are known
 
 
 def t_interval(samples: Tensor) -> tuple[float, float, float]:

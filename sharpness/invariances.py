@@ -226,12 +226,13 @@ def _changed(
     if start is not None:
         start = _solution(f, start, symmetry(_state(f, start)))
     parameters = {name: state[name] for name in f.shapes}
-    optimizer = {}
+    kind, optimizer = there.spec.get("train", {}).get("optimizer", ""), {}
     for name, entry in there.optimizer.items():
         if entry.shape != f.theta.shape:  # a number for each tensor, such as a step
             optimizer[name] = entry
             continue
-        moved = moved_optimizer(symmetry, parameters, name, unflatten(entry.to(f.theta), f.shapes))
+        by_name = unflatten(entry.to(f.theta), f.shapes)
+        moved = moved_optimizer(symmetry, parameters, name, by_name, kind)
         if not moved:
             return replace(there, start=start, end=end, optimizer={})
         optimizer[name] = flatten(moved[key] for key in f.shapes)

@@ -350,7 +350,8 @@ def _decode(file: h5py.File, path: str | os.PathLike[str]) -> Result:
         if "field" in dataset.attrs and dataset.dtype.kind != "O":  # an axis or a group has none
             tensors.setdefault(dataset.attrs["field"].decode(), {})[name] = _read(dataset)
     values: dict[str, Any] = {}
-    there = {*tensors, *file, *file.attrs}
+    words = {name for name, x in file.items() if isinstance(x, h5py.Group) or x.dtype.kind == "O"}
+    there = {*tensors, *words, *file.attrs}  # an axis may be named like a field that came later
     for name, kind, axes in layout(cls):
         if name in cls.later and name not in there:
             continue

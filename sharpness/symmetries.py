@@ -30,8 +30,21 @@ HOMOGENEOUS = (
 )
 # and further ones that treat all units alike.
 ALIKE = (*HOMOGENEOUS, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)
-# Entries of the state of torch's optimizers that hold squares of gradients.
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+# How entries of the state of torch's optimizers go with the weights: as gradients, which are
+# divided by what a weight is multiplied by (1), as their squares (2), as weights (-1), or not (0).
+POWERS_OF_STATE = {
+    "exp_avg": 1,
+    "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2,
+    "square_avg": 2,
+    "grad_avg": 1,
+    "sum": 2,
+    "prev": 1,
+    "step_size": -1,
+    "momentum_buffer": 1,
+}
+# RMSprop's is a mean of updates, g / sqrt(v).
+POWERS_OF_OPTIMIZER = {"rmsprop": {"momentum_buffer": 0}}
 Kind = Literal["scaling", "permutation", "mixing", "shift"]
 
 
@@ -174,16 +187,20 @@ def composed(parts: list[Symmetry]) -> Symmetry:
     return Symmetry("; ".join(part.where for part in parts), parts[0].kind, change)
 
 
-def moved_optimizer(symmetry: Symmetry, parameters: State, name: str, entry: State) -> State:
+def moved_optimizer(
+    symmetry: Symmetry, parameters: State, name: str, entry: State, optimizer: str
+) -> State:
     """Return an entry of an optimizer's state in the weights after the change, by parameter.
 
     A gradient is divided by what its weight is multiplied by, and its square twice. There is none
-    for maps that mix weights, for a mean of squares does not tell it: then nothing is returned.
+    for maps that mix weights, for a mean of squares does not tell it, nor for an entry that is not
+    known: then nothing is returned.
 
     Args:
         parameters: Those before the change.
         name: Of the entry, as torch has it.
         entry: By name of parameter.
+        optimizer: Whose state it is, by its name in a configuration.
     """
     if symmetry.kind == "shift":
         return entry
@@ -193,7 +210,10 @@ def moved_optimizer(symmetry: Symmetry, parameters: State, name: str, entry: Sta
         moved = symmetry({**parameters, **entry})
         return {key: moved[key] for key in entry}
     factors = symmetry({key: torch.ones_like(x) for key, x in parameters.items()})
-    power = 2 if name in SQUARES else 1
+    powers = POWERS_OF_STATE | POWERS_OF_OPTIMIZER.get(optimizer, {})
+    if name not in powers:
+        return {}
+    power = powers[name]
     return {key: x / factors[key] ** power for key, x in entry.items()}
 
 

@@ -64,18 +64,8 @@ LAYERS = [
     {"boxes"},
     {"box_climbs", "box_certificates"},
     {"thresholds", "certificates"},
-    {
-        *(
-            "box_sharpness",
-            "perturbed",
-            "noisy",
-            "stability",
-            "critical",
-            "curvature_measures",
-            "flatness",
-            "norms",
-        ),
-    },
+    {"box_sharpness", "perturbed", "noisy", "stability", "critical"},
+    {"curvature_measures", "flatness", "norms"},
     {"bounds", "local_learning", "box_trends"},
     {"measures", "trajectory", "rebuilding", "checks"},
     {

@@ -14,7 +14,7 @@ from sharpness.objective import Objective
 from sharpness.problem import objective_of
 from sharpness.results import Solution
 from sharpness.symmetries import SYMMETRIES, composed, filterwise, moved_optimizer
-from sharpness.training import TrainConfig, train
+from sharpness.training import OPTIMIZERS, TrainConfig, train
 from sharpness.vectors import flatten, unflatten
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,7 +69,7 @@ def test_gradients_move_as_the_state_of_an_optimizer_does(net: str, title: str) 
     parameters = {name: state[name] for name in f.shapes}
     for entry, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
         before = unflatten(g**power, f.shapes)
-        moved = moved_optimizer(symmetry, parameters, entry, before)
+        moved = moved_optimizer(symmetry, parameters, entry, before, "adam")
         assert torch.allclose(flatten(moved[k] for k in f.shapes), moved_g**power, rtol=1e-12)
 
 
@@ -145,3 +145,47 @@ def test_the_state_of_an_optimizer_is_changed_with_the_weights() -> None:
     found = invariance(f, run, only=["weight-norm"])
     assert found.symmetries == FOUND["relu"]
     assert float(found.function_change.max()) < 1e-13
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
+def test_the_moved_state_is_that_of_an_optimizer_that_met_the_moved_gradients(kind: str) -> None:
+    """Of gradients g / D at weights D w, for a diagonal D, entry by entry as torch names them."""
+    f = posed("relu")
+    state = state_of(f)
+    symmetry = composed(list(SYMMETRIES["neuron-wise scaling"](f.model, 0)))
+    D = symmetry({name: torch.ones_like(x) for name, x in state.items()})
+    momentum = 0.9 if kind in ("sgd", "rmsprop") else 0.0
+    config = TrainConfig(optimizer=kind, learning_rate=0.01, momentum=momentum)
+
+    def states(scales: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The entries after some steps, by name and by parameter."""
+        parameters = {name: nn.Parameter(state[name] * scales[name]) for name in f.shapes}
+        optimizer = OPTIMIZERS[kind](list(parameters.values()), config)
+        numbers = torch.Generator().manual_seed(0)
+        for _ in range(4):
+            for name, p in parameters.items():
+                g = torch.randn(p.shape, generator=numbers).double()
+                p.grad = (g + g.sign()) / scales[name]
+            optimizer.step()
+        entries = list(optimizer.state[next(iter(parameters.values()))])
+        return {
+            entry: {name: optimizer.state[p][entry] for name, p in parameters.items()}
+            for entry in entries
+            if entry != "step"
+        }
+
+    before = states({name: torch.ones_like(x) for name, x in state.items()})
+    after = states(D)
+    assert before
+    for entry, known in before.items():
+        moved = moved_optimizer(symmetry, state, entry, known, kind)
+        for name in f.shapes:
+            # Epsilon is no part of the law: 1e-8 beside gradients above 1.
+            assert torch.allclose(moved[name], after[entry][name], rtol=1e-5), (entry, name)
+
+
+def test_an_entry_of_a_state_that_is_not_known_is_left_out() -> None:
+    f = posed("relu")
+    state = state_of(f)
+    symmetry = composed(list(SYMMETRIES["layer-wise scaling"](f.model, 0)))
+    assert moved_optimizer(symmetry, state, "mystery", dict(state), "adam") == {}

@@ -52,15 +52,15 @@ for (arm, seed), run in runs.items():
         rows[name, arm, seed] = row(name, found)
 
 # %%
-# The first seed, each value with its interval or bound, and what all measures of one solution cost
+# The first seed: each value with its interval or bound, and what all measures of one solution cost
 # in passes over the data.
 
-print(f"{'measure':29}{'small batch':>40}{'large batch':>40}")
-for name in TABLE:
-    print(f"{name:29}" + "".join(f"{rows[name, arm, 0].told:>40}" for arm in ("sb", "lb")))
-for cost in ("gradients", "products", "forwards"):
-    spent = [sum(getattr(rows[name, arm, 0], cost) for name in TABLE) for arm in ("sb", "lb")]
-    print(f"{cost:29}" + "".join(f"{x:>40,.0f}" for x in spent))
+for arm, title in (("sb", "small batch"), ("lb", "large batch")):
+    print(title)
+    for name in TABLE:
+        print(f"  {name:29} {rows[name, arm, 0].told}")
+    for cost in ("gradients", "products", "forwards"):
+        print(f"  {cost:29} {sum(getattr(rows[name, arm, 0], cost) for name in TABLE):,.0f}")
 
 # %%
 # Over the seeds. A measure that is undefined or not above 0 for some run has no ratio. Of some
