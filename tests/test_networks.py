@@ -1,7 +1,10 @@
 """Every network by name trains, has a Hessian, and is refused in one line where it cannot be."""
 
+import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sharpness.batch_norm import layers
+from sharpness.building import ACTIVATIONS, INITIALIZATIONS
 from sharpness.curvature import Hessian
 from sharpness.data import batches, digits
 from sharpness.lanczos import eigsh
@@ -54,6 +58,24 @@ def objective(posed: Problem, batch: int) -> Objective:
     inputs, targets = posed.data.train
     parts = batches((inputs[:N], targets[:N]), batch)
     return Objective(posed.model, parts, posed.loss)
+
+
+def test_the_page_has_every_network_with_its_parameters_and_options() -> None:
+    page = Path("docs/howto/models.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    cells = [[re.findall(r"`([^`]+)`", row[0]), *map(str.strip, row[1:])] for row in rows]
+    sizes = {name: int(c[2].replace(",", "")) for c in cells if len(c) == 4 for name in c[0]}
+    options = {name: re.findall(r"`(\w+)`", c[1]) for c in cells if len(c) == 2 for name in c[0]}
+    for name, build in MODELS.items():
+        with torch.device("meta"):
+            model = build([64], 10)
+        assert sizes.pop(name) == sum(p.numel() for p in model.parameters())
+        assert options.pop(name) == list(inspect.signature(build).parameters)[2:]
+    drawn = [name for c in cells if len(c) == 3 for name in c[0]]
+    assert drawn == list(INITIALIZATIONS)
+    assert not sizes
+    assert not options
+    assert ", ".join(f"`{name}`" for name in list(ACTIVATIONS)[:-1]) in " ".join(page.split())
 
 
 @pytest.mark.parametrize("name", MODELS)
