@@ -22,6 +22,22 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Factor(nn.Module):
+    """The multiplication by a constant above 0."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return value times x."""
+        return self.value * x
+
+    def extra_repr(self) -> str:
+        """Return the constant for the description of a model."""
+        return f"{self.value:g}"
+
+
 def default(parameter: Tensor) -> Tensor:
     """Return what torch drew, which depends on the layer."""
     return parameter

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from sharpness.building import (
     ACTIVATIONS,
+    Factor,
     chosen,
     convolution,
     dense,
@@ -108,22 +109,6 @@ def deep_linear(
     layers = [nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in pairwise(sizes)]
     model = nn.Sequential(*flat(inputs), *layers)
     return initialized(model, "deep-linear", initialization, scale=scale)
-
-
-class Factor(nn.Module):
-    """The multiplication by a constant, between the layers of ``two_layer``."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return value times x."""
-        return self.value * x
-
-    def extra_repr(self) -> str:
-        """Return the constant for the description of a model."""
-        return f"{self.value:g}"
 
 
 # What a first layer of d inputs and a second of n multiply their inputs by.

@@ -113,8 +113,9 @@ class Residual(nn.Module):
             convolution, activation=activation, batch_norm=batch_norm, bias=not batch_norm
         )
         first = layers(fan_in, fan_out, stride=stride)
-        *second, self.last = layers(fan_out, fan_out)
+        *second, last = layers(fan_out, fan_out)
         self.inner = nn.Sequential(*first, *second)
+        self.last = last  # after the inner layers, for the order of modules is that of their use
 
     def forward(self, x: Tensor) -> Tensor:
         """Return act(x + inner(x))."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sharpness.batch_norm import layers
 from sharpness.building import ACTIVATIONS, INITIALIZATIONS
@@ -21,6 +22,7 @@ from sharpness.models import MODELS
 from sharpness.objective import Objective
 from sharpness.problem import Problem, objective_of, pose, solution
 from sharpness.store import load
+from sharpness.symmetries import SYMMETRIES
 from sharpness.training import TrainConfig, cpu_threads, train
 
 N = 7  # examples, split into batches of 4 and 3
@@ -114,6 +116,29 @@ def test_the_largest_eigenvalue_of_a_small_one_converges(name: str) -> None:
     pairs = eigsh(Hessian(objective(problem(name), 4)), k=1, seed=0)
     assert bool(pairs.converged.all())
     assert float(pairs.values[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "count"),
+    [
+        ("two-layer", "neuron-wise scaling", {"scaling": "ntk", "bias": False}, 1),
+        ("resnet", "neuron-wise scaling", {}, 3),  # inside of each block
+        ("resnet", "filter scaling before BatchNorm", {}, 7),
+        ("transformer", "GL(d_head) of attention", {}, 2),
+        ("vgg", "permutation of neurons", {}, 4),
+        ("f1", "layer-wise scaling", {}, 5),
+    ],
+)
+def test_changes_that_leave_the_function_are_found_in_it(
+    name: str, kind: str, options: dict[str, Any], count: int
+) -> None:
+    model = MODELS[name]([64], 10, **options).double().eval()
+    for norm in layers(model).values():
+        norm.eps = 0.0  # which filters that are scaled do not have
+    x = torch.rand(5, 64).double()
+    before, state = model(x), model.state_dict()
+    left = [functional_call(model, change(state), (x,)) for change in SYMMETRIES[kind](model, 0)]
+    assert sum(torch.allclose(after, before, rtol=1e-9) for after in left) == count
 
 
 @pytest.mark.parametrize("name", TINY)
