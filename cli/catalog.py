@@ -19,6 +19,8 @@ from .show import say, summary
 # What is listed, and the table of the library that has it.
 TABLES = {
     "models": ("sharpness.models", "MODELS"),
+    "activations": ("sharpness.building", "ACTIVATIONS"),
+    "initializations": ("sharpness.building", "INITIALIZATIONS"),
     "data sets": ("sharpness.data", "DATA"),
     "losses": ("sharpness.problem", "LOSSES"),
     "optimizers": ("sharpness.training", "OPTIMIZERS"),

@@ -468,6 +468,8 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
             outputs, again = (
                 probe.outputs(probe.theta, on_device(where, inputs)) for _ in range(2)
             )
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"the model rejects the inputs: {located(error)}") from error
     if not isinstance(outputs, Tensor):

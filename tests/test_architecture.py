@@ -25,9 +25,12 @@ LAYERS = [
     },
     {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
-    {"results", "vectors", "distributed", "names", "gemm"},
+    {"results", "vectors", "distributed", "names", "gemm", "building"},
     {
         "symmetries",
+        "models_images",
+        "models_keskar",
+        "transformers",
         "batch_norm",
         "plane_plots",
         "spectrum_plots",

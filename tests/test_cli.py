@@ -25,6 +25,7 @@ from sharpness.experiments import RECIPES
 
 import sharpness as sh
 from sharpness import names, plots
+from sharpness.building import ACTIVATIONS, INITIALIZATIONS
 from sharpness.data import DATA
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
@@ -628,7 +629,17 @@ def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> N
     code, out, err = ask("list", "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    tables = [MODELS, DATA, LOSSES, OPTIMIZERS, MEASURES, OPERATORS, RECIPES]
+    tables = [
+        MODELS,
+        ACTIVATIONS,
+        INITIALIZATIONS,
+        DATA,
+        LOSSES,
+        OPTIMIZERS,
+        MEASURES,
+        OPERATORS,
+        RECIPES,
+    ]
     assert [list(lines) for lines in told.values()] == [list(table) for table in tables]
     _, out, _ = ask("list")
     for lines in told.values():
