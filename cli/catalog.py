@@ -20,6 +20,7 @@ from .show import say, summary
 TABLES = {
     "models": ("sharpness.models", "MODELS"),
     "data sets": ("sharpness.data", "DATA"),
+    "data options": ("sharpness.data", "TRANSFORMS"),
     "losses": ("sharpness.problem", "LOSSES"),
     "optimizers": ("sharpness.training", "OPTIMIZERS"),
     "measures": ("sharpness.measures", "MEASURES"),

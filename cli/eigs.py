@@ -89,5 +89,4 @@ def command(run: str, **options: Any) -> None:
 
 def _examples(source: Source, options: dict[str, Any]) -> int:
     """Return how many examples a product takes."""
-    index = source.run.train_index if options["split"] == "train" else source.run.test_index
-    return options["examples"] or len(index)
+    return options["examples"] or source.run.spec["data"][f"{options['split']}_examples"]

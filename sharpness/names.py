@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sharpness.errors import InputError
+from sharpness.errors import ComputationError, InputError
 from sharpness.text import plain
 
 GIVEN: set[str] = set()  # the module:function names that the person gave in this process
@@ -111,7 +111,7 @@ def called(f: Callable[..., Any], kind: str, name: Any, options: dict[str, Any])
         pass  # a builtin without a signature
     try:
         return f(**options)
-    except InputError:
+    except (InputError, ComputationError):
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{kind} {shown(name)} failed: {located(error)}") from error
