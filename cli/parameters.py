@@ -164,9 +164,8 @@ class Name(Kind):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the name; one with a colon is looked up by the library."""
-        if value not in self.names() and not (
-            (self.functions and ":" in value) or self._file(value)
-        ):
+        other = (self.functions and ":" in value) or (self.files and _is_array_file(value))
+        if value not in self.names() and not other:
             more = " or MODULE:FUNCTION" * self.functions + " or FILE.npz or FILE.h5" * self.files
             close = difflib.get_close_matches(str(value), self.names(), 1)
             hint = f": did you mean {close[0]}?" if close else ""
