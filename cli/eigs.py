@@ -89,4 +89,5 @@ def command(run: str, **options: Any) -> None:
 
 def _examples(source: Source, options: dict[str, Any]) -> int:
     """Return how many examples a product takes."""
-    return options["examples"] or source.run.spec["data"][f"{options['split']}_examples"]
+    known = source.run.spec["data"].get(f"{options['split']}_examples", 0)  # else refused soon
+    return options["examples"] or known
