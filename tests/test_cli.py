@@ -25,7 +25,7 @@ from sharpness.experiments import RECIPES
 
 import sharpness as sh
 from sharpness import names, plots
-from sharpness.data import DATA
+from sharpness.data import DATA, TRANSFORMS
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
@@ -628,7 +628,7 @@ def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> N
     code, out, err = ask("list", "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    tables = [MODELS, DATA, LOSSES, OPTIMIZERS, MEASURES, OPERATORS, RECIPES]
+    tables = [MODELS, DATA, TRANSFORMS, LOSSES, OPTIMIZERS, MEASURES, OPERATORS, RECIPES]
     assert [list(lines) for lines in told.values()] == [list(table) for table in tables]
     _, out, _ = ask("list")
     for lines in told.values():
