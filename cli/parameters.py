@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from sharpness.names import is_array_file
+
 from .configuration import read_options
 from .logs import show_logs
 
@@ -164,7 +166,7 @@ class Name(Kind):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the name; one with a colon is looked up by the library."""
-        other = (self.functions and ":" in value) or (self.files and _is_array_file(value))
+        other = (self.functions and ":" in value) or (self.files and is_array_file(value))
         if value not in self.names() and not other:
             more = " or MODULE:FUNCTION" * self.functions + " or FILE.npz or FILE.h5" * self.files
             close = difflib.get_close_matches(str(value), self.names(), 1)
@@ -176,12 +178,6 @@ class Name(Kind):
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
         """Return the names that begin so, for the completion of a shell."""
         return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
-
-
-def _is_array_file(value: str) -> bool:
-    from sharpness.data_files import is_array_file
-
-    return is_array_file(value)
 
 
 def chained(*options: Callable[[Any], Any]) -> Callable[[F], F]:

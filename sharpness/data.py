@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from sharpness.augmentation import augmented, settings
 from sharpness.data_files import (
-    ARRAY_FILES,
+    READERS,
     cifar10,
     cifar100,
     emnist,
     fashion_mnist,
-    is_array_file,
     mnist,
     pixels,
 )
@@ -42,7 +41,7 @@ from sharpness.labels import (
     stratified as stratified,
     subset,
 )
-from sharpness.names import called, resolve, shown
+from sharpness.names import called, is_array_file, resolve, shown
 from sharpness.synthetic import clusters, planted, teacher_student
 
 # All inputs (a tensor, or a tuple or dict of them) and all targets; the first axis is the example.
@@ -169,7 +168,7 @@ def source_of(data: Any, options: Mapping[str, Any] | None = None) -> Any:
     own = {key: value for key, value in (options or {}).items() if key not in TRANSFORMS}
     if is_array_file(data):
         _require_options(data, own, [])
-        return ARRAY_FILES[Path(data).suffix.lower()](data)
+        return READERS[Path(data).suffix.lower()](data)
     source = resolve(data, DATA, "data")
     if not callable(source):
         _require_options(shown(data), own, [])

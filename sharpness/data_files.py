@@ -149,17 +149,8 @@ def hdf5(path: str) -> Any:
     return arrays(read_hdf5(path), Path(path))
 
 
-# By the end of their names.
-ARRAY_FILES: dict[str, Callable[[str], Any]] = {".npz": npz, ".h5": hdf5, ".hdf5": hdf5}
-
-
-def is_array_file(name: Any) -> bool:
-    """Say whether a name is that of a file of arrays.
-
-    >>> is_array_file("runs/mine.npz"), is_array_file("nets:data")
-    (True, False)
-    """
-    return isinstance(name, str) and Path(name).suffix.lower() in ARRAY_FILES
+# By the ends of ``names.ARRAY_FILES``.
+READERS: dict[str, Callable[[str], Any]] = {".npz": npz, ".h5": hdf5, ".hdf5": hdf5}
 
 
 def arrays(found: dict[str, Tensor], path: Path) -> Any:

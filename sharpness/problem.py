@@ -26,11 +26,10 @@ from sharpness.data import (
     take,
     tensors,
 )
-from sharpness.data_files import is_array_file
 from sharpness.errors import InputError
 from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
-from sharpness.names import called, located, require_given, resolve, shown
+from sharpness.names import called, is_array_file, located, require_given, resolve, shown
 from sharpness.objective import MEMORY, Measure, Objective, accuracy, on_device
 from sharpness.reading import MAX_BYTES, read_checkpoint, require_match, unprefixed
 from sharpness.results import Run, Solution

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from sharpness.curvature import Operator
-from sharpness.data_files import is_array_file
 from sharpness.errors import InputError
-from sharpness.names import GIVEN, require_given, resolve
+from sharpness.names import GIVEN, is_array_file, require_given, resolve
 from sharpness.objective import Objective, fingerprint
 from sharpness.operators import OPERATORS, Block, Sum, WeightDecayed
 from sharpness.problem import objective_of, pose, solution

@@ -54,7 +54,7 @@ def test_a_file_of_arrays_is_trained_on_and_another_content_is_another_request(a
     arrays("mine.npz", shift=1)
     code, _, said = ask(*command)
     assert code == 2
-    assert "train_sha256" in said
+    assert "another request (mine.npz" in said
 
 
 def test_missing_files_end_with_2_and_damaged_ones_with_1(ask: Ask) -> None:

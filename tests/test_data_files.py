@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from sharpness.data import DATA, source_of, split
-from sharpness.data_files import EMNIST, idx, is_array_file
+from sharpness.data_files import EMNIST, READERS, idx
 from sharpness.errors import ComputationError, InputError
+from sharpness.names import ARRAY_FILES, is_array_file, source_digest
 from sharpness.unpickling import unpickled
 
 Bytes = NDArray[np.uint8]
@@ -496,5 +497,15 @@ def test_a_wrong_option_is_told_with_those_that_there_are(
 def test_every_set_says_in_its_first_line_what_it_is() -> None:
     for name, function in DATA.items():
         assert re.match(r"Return .*\.$", (function.__doc__ or "").splitlines()[0]), name
-    assert not is_array_file("digits")
+
+
+def test_every_file_of_arrays_has_a_reader_and_a_digest_of_what_is_in_it(tmp_path: Path) -> None:
+    assert set(READERS) == set(ARRAY_FILES)
     assert not is_array_file(None)
+    digests = []
+    for number in (0, 1, 0):
+        np.save(tmp_path / "a.npy", number)
+        (tmp_path / "a.npy").replace(tmp_path / "a.npz")
+        digests.append(source_digest(str(tmp_path / "a.npz")))
+    assert digests[0] == digests[2] != digests[1]
+    assert source_digest("no.npz") is None
