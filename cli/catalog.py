@@ -22,6 +22,7 @@ TABLES = {
     "activations": ("sharpness.building", "ACTIVATIONS"),
     "initializations": ("sharpness.building", "INITIALIZATIONS"),
     "data sets": ("sharpness.data", "DATA"),
+    "data options": ("sharpness.data", "TRANSFORMS"),
     "losses": ("sharpness.problem", "LOSSES"),
     "optimizers": ("sharpness.training", "OPTIMIZERS"),
     "measures": ("sharpness.measures", "MEASURES"),

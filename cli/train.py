@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sharpness.bars import Progress
+from sharpness.data import is_read_anew
 from sharpness.disk import remove
 from sharpness.errors import ComputationError, InputError
 from sharpness.journal import part_of
@@ -26,7 +27,8 @@ from .sources import Pieces, answer
 FIELDS: dict[str, tuple[Kind, str]] = {
     "model": (Name("models", "MODELS", functions=True), "The network."),
     "model_options": (Options(), "Arguments of the network's function, as JSON."),
-    "data": (Name("data", "DATA", functions=True), "The data set."),
+    "data": (Name("data", "DATA", functions=True, files=True), "The data set."),
+    "data_options": (Options(), "Of the data set and what is made of it, as JSON."),
     "loss": (Name("problem", "LOSSES", functions=True), "The loss."),
     "train_examples": (Whole(1), "Size of the training part; 600 of the digits by default."),
     "label_noise": (Real(least=0), "Share of training labels moved to another class."),
@@ -90,7 +92,7 @@ def command(output: str, **options: Any) -> None:
     )
     sources = {name: source_digest(name) for name in (config.model, config.data, config.loss)}
     with redirect_stdout(sys.stderr):  # what the user's functions print is no result
-        data = problem_of(config).spec if sources[config.data] else {}
+        data = problem_of(config).spec if is_read_anew(config.data) else {}
     asked = {
         "command": "train",
         "options": record(config),

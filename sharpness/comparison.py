@@ -266,7 +266,9 @@ def _levels(runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
     records = {name: run.spec["train"] for name, run in runs.items()}
     if any(run.stopped == "read" for run in runs.values()):
         return {name: {"group": name} for name in runs}
-    keys = [key for key in next(iter(records.values())) if key not in IMMATERIAL]
+    # All of all: what is newer than files and at its default is in no record.
+    every = dict.fromkeys(key for record in records.values() for key in record)
+    keys = [key for key in every if key not in IMMATERIAL]
     varied = [k for k in keys if len({str(r.get(k)) for r in records.values()}) > 1]
     return {name: {key: record.get(key) for key in varied} for name, record in records.items()}
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharpness.augmentation import epoch_of
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite
@@ -57,6 +58,7 @@ class TrainConfig:
     model: Any = "mlp"
     model_options: dict[str, Any] = field(default_factory=dict)
     data: Any = "digits"
+    data_options: dict[str, Any] = field(default_factory=dict)
     loss: Any = "cross_entropy"
     train_examples: int | None = None  # of the data set's own size by default
     label_noise: float = 0.0  # share of training labels moved to another class
@@ -174,6 +176,7 @@ def problem_of(config: TrainConfig) -> Problem:
         config.data,
         config.loss,
         model_options=config.model_options,
+        data_options=config.data_options,
         train_examples=config.train_examples,
         label_noise=config.label_noise,
         seed=config.seed,
@@ -243,8 +246,13 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def record(config: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values; an object becomes the words ``object NAME``."""
+    """Return the configuration as JSON values; an object becomes the words ``object NAME``.
+
+    What is newer than files and at its default is left out: that is what those stand for.
+    """
     values = asdict(replace(config, model=None, data=None, loss=None))
+    if not values["data_options"]:
+        del values["data_options"]
     return values | {key: shown(getattr(config, key)) for key in ("model", "data", "loss")}
 
 
@@ -359,10 +367,15 @@ class _Training:
             rng = stream(self.config.order_seed or 0, self.epoch)
             order = torch.from_numpy(rng.permutation(total)[taken:])
             shuffled, taken = take(part, order), 0
-            for inputs, targets in batches(shuffled, self.config.batch_size):
+            augment = self.config.data_options.get("augment")
+            changed = epoch_of(augment, part[0], seed=self.config.order_seed or 0, epoch=self.epoch)
+            numbers = torch.split(order, self.config.batch_size)
+            for (inputs, targets), chosen in zip(
+                batches(shuffled, self.config.batch_size), numbers, strict=True
+            ):
                 if self.examples + len(targets) == (self.epoch + 1) * total:
                     self.epoch += 1
-                yield on_device(where, inputs), targets.to(where)
+                yield on_device(where, changed(inputs, chosen)), targets.to(where)
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
         args, kwargs = arguments(inputs)

@@ -27,6 +27,10 @@ LAYERS = [
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm", "building"},
     {
+        "unpickling",
+        "labels",
+        "augmentation",
+        "synthetic",
         "symmetries",
         "models_images",
         "models_keskar",
@@ -42,12 +46,13 @@ LAYERS = [
         "reading_safetensors",
         "reading_hdf5",
     },
+    {"reading"},
+    {"data_files"},
     {
         "data",
         "models",
         "objective",
         "schedules",
-        "reading",
         "store",
         "journal",
         "plots",
@@ -100,6 +105,8 @@ LEAVES = {
 FORMATS = {"reading_torch", "reading_safetensors", "reading_hdf5"}
 LEAVES |= {name: {"errors", "text"} for name in FORMATS}
 LEAVES["reading"] = {"errors", "text"} | FORMATS
+LEAVES["unpickling"] = {"errors", "text"}
+LEAVES["data_files"] = {"errors", "text", "reading", "unpickling"}
 LEAVES["reading_hdf5_child"] = set()
 LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}

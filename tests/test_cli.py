@@ -26,7 +26,7 @@ from sharpness.experiments import RECIPES
 import sharpness as sh
 from sharpness import names, plots
 from sharpness.building import ACTIVATIONS, INITIALIZATIONS
-from sharpness.data import DATA
+from sharpness.data import DATA, TRANSFORMS
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
@@ -634,6 +634,7 @@ def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> N
         ACTIVATIONS,
         INITIALIZATIONS,
         DATA,
+        TRANSFORMS,
         LOSSES,
         OPTIMIZERS,
         MEASURES,
