@@ -49,7 +49,7 @@ LAYERS = [
         "journal",
         "plots",
     },
-    {"micro_batches", "finite", "logits", "apgd"},
+    {"micro_batches", "finite", "logits", "apgd", "sampling"},
     {"problem", "curvature"},
     {"fisher"},
     {"operators"},
