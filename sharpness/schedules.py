@@ -160,12 +160,12 @@ UNITS = ("updates", "epochs")  # of the time
 
 
 def by_ratio(k: float) -> float:
-    """Return k: the rate grows as the batch, which keeps the noise scale (Goyal et al. 2017)."""
+    """Return the ratio of the batch sizes, which keeps the noise scale (Goyal and others 2017)."""
     return k
 
 
 def by_root(k: float) -> float:
-    """Return sqrt(k): the covariance of an update is kept (Hoffer et al. 2017)."""
+    """Return its square root, which keeps the covariance of an update (Hoffer and others 2017)."""
     return math.sqrt(k)
 
 

@@ -52,7 +52,7 @@ LAYERS = [
     {"micro_batches", "finite", "logits", "apgd", "sampling"},
     {"problem", "curvature"},
     {"fisher"},
-    {"operators"},
+    {"operators", "training_config", "stopping"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
     {"quadrature"},
