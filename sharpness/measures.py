@@ -107,7 +107,9 @@ TABLE: dict[str, Entry] = {
     "distance-from-start": Entry("distance-from-start", {}),
     "pac-bayes": Entry("pac-bayes", {}),
     "magnitude-pac-bayes": Entry("pac-bayes", {"magnitude_aware": True}),
-    "learning-coefficient": Entry("learning-coefficient", {"batch_size": 60, "burn_in": 100, "draws": 200}),
+    "learning-coefficient": Entry(
+        "learning-coefficient", {"batch_size": 60, "burn_in": 100, "draws": 200}
+    ),
 }
 
 

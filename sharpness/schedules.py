@@ -25,7 +25,7 @@ class Setting(NamedTuple):
 
 
 def constant(t: float, total: float) -> Setting:
-    """Return the base rate."""
+    """Return the base rate, whatever the time."""
     return Setting()
 
 

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any
@@ -216,6 +215,7 @@ class _Training:
             if patience is not None
         }
         self.held: dict[str, _Held] = {}  # "before", of the last look, and the "best" one
+        self.together = TOGETHER.get(self.where.type, 1)
         self.pending: list[tuple[int, Tensor]] = []  # updates, and losses nobody looked at
         self.start = solution(self.model)
         self.stopped: str | None = None  # why the training is at its end
@@ -272,12 +272,12 @@ class _Training:
         Nothing is noted before all is measured, for a signal may come meanwhile.
         """
         done = self._done() if self.updates else None
-        fresh_epoch = self.epoch > self.last_row or not self.updates
-        goal = self.config.stop_loss
-        watched = goal is not None or self.levels or self.plateaus or self.config.keep_diverged
         if self.updates < self.next_look and not done:
             self.looked = self.updates
             return
+        fresh_epoch = self.epoch > self.last_row or not self.updates
+        goal = self.config.stop_loss
+        watched = goal is not None or self.levels or self.plateaus or self.config.keep_diverged
         if not (done or watched or fresh_epoch):
             with self._step():
                 self.looked, self.next_look = self.updates, self.updates + self.config.check_every
@@ -364,13 +364,9 @@ class _Training:
             optimizer=_optimizer_state(self.optimizer, self.parameters),
         )
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
+    def _step(self) -> "_Step":
         """Do a step of the training whole, or leave a mark that it was torn."""
-        with whole():
-            self.is_whole = False
-            yield
-            self.is_whole = True
+        return _Step(self)
 
     def _batches(self) -> Iterator[Any]:
         """Yield the batches that are still to come, of one epoch after the other, without end."""
@@ -392,9 +388,13 @@ class _Training:
             self._set(self.clock.setting(self.updates, self.examples))
         try:
             loss = self._loss(inputs, targets)
-            self.pending.append((self.updates + 1, loss.detach()))
-            if len(self.pending) >= TOGETHER.get(self.where.type, 1):
-                self._check()  # while the gradients of the last update are still there
+            update = self.updates + 1
+            if self.together > 1:
+                self.pending.append((update, loss.detach()))
+            elif not math.isfinite(value := loss.item()):
+                raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
+            if len(self.pending) > self.together:
+                self._check()
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             if self.config.clip_norm is not None:
@@ -443,21 +443,19 @@ class _Training:
     def _check(self) -> None:
         """Refuse losses of updates that are not finite, of those that nobody looked at yet."""
         pending, self.pending = self.pending, []
-        losses = [loss for _, loss in pending]
-        values = torch.stack(losses).tolist() if len(losses) > 1 else [x.item() for x in losses]
+        values = torch.stack([loss for _, loss in pending]).tolist() if pending else []
         for (update, _), value in zip(pending, values, strict=True):
             if not math.isfinite(value):
                 raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
 
     def _done(self) -> str | None:
-        for name, limit, done in (
-            ("updates", self.config.updates, self.updates),
-            ("examples", self.config.examples, self.examples),
-            ("epochs", self.config.epochs, self.clock.epochs(self.updates, self.epoch)),
-        ):
-            if limit is not None and done >= limit:
-                return name
-        return None
+        limits = self.config
+        if limits.updates is not None and self.updates >= limits.updates:
+            return "updates"
+        if limits.examples is not None and self.examples >= limits.examples:
+            return "examples"
+        done = self.clock.epochs(self.updates, self.epoch)
+        return "epochs" if limits.epochs is not None and done >= limits.epochs else None
 
     def _evaluate(self, part: str) -> dict[str, float]:
         return self._measured(part, None)
@@ -661,6 +659,22 @@ class _Training:
                 **more,
             },
         )
+
+
+class _Step:
+    """What ``_Training._step`` gives; as a generator it would cost a percent of a training."""
+
+    def __init__(self, training: _Training) -> None:
+        self.training, self.block = training, whole()
+
+    def __enter__(self) -> None:
+        self.block.__enter__()
+        self.training.is_whole = False
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.training.is_whole = True
+        self.block.__exit__(kind, *error)
 
 
 class _Clock:

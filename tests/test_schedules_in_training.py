@@ -255,27 +255,6 @@ def test_training_ends_where_the_loss_no_longer_falls() -> None:
     assert falls.stopped == "updates"
 
 
-class Parts:
-    """A split that has a validation part too, which is the test part."""
-
-    def __init__(self, made: Any) -> None:
-        self.made, self.validation = made, made.test
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.made, name)
-
-
-@pytest.fixture
-def validated(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.pose
-
-    def posed(*args: Any, **options: Any) -> Any:
-        problem = original(*args, **options)
-        return replace(problem, data=Parts(problem.data))
-
-    monkeypatch.setattr(training, "pose", posed)
-
-
 NOISY = replace(
     SMALL, optimizer="adam", learning_rate=0.03, batch_size=20, label_noise=0.4, check_every=5
 )
