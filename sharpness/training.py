@@ -18,13 +18,15 @@ from sharpness.finite import not_finite
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
+from sharpness.optimizer_state import optimizer_state, set_state as set_state
 from sharpness.problem import Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.sampling import BATCHES
-from sharpness.schedules import SCALINGS, Setting, scheduled, warmed
+from sharpness.schedules import SCALINGS, Setting
 from sharpness.signals import Stopped, whole
 from sharpness.stopping import Patience, at_level, crossing, marks
 from sharpness.text import differences
+from sharpness.training_clock import Clock
 from sharpness.training_config import (
     OPTIMIZERS as OPTIMIZERS,
     STOP_LOSS as STOP_LOSS,
@@ -35,13 +37,12 @@ from sharpness.training_config import (
     record as record,
     resolved as resolved,
 )
-from sharpness.vectors import flatten, stream
+from sharpness.vectors import stream
 
 NEAR = 2.0  # within this many times the next level, the loss is checked every 2 updates
 KEEP_EVERY = 10.0  # seconds between two times that an unfinished run is kept
 KEEP_SHARE = 20  # times what that takes, at least
 INTERRUPTED = "interrupted"
-NUMBERS = ("step",)  # of an optimizer's state: one for each parameter tensor
 # Losses that are looked at together. Each look makes the host wait for a GPU, but not for a CPU,
 # where the gradients of the update before are still there to be blamed.
 TOGETHER = {"cpu": 1, "cuda": 10}
@@ -195,7 +196,7 @@ class _Training:
         kept = self.model.state_dict()
         self.loose = {n: b.clone() for n, b in self.model.named_buffers() if n not in kept}
         self.model.train()  # the objectives have modules of their own, in eval mode
-        self.clock = _Clock(config, size(problem.data.train))
+        self.clock = Clock(config, size(problem.data.train))
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
         self.begun, self.batch_size = 0, config.batch_size  # of the present epoch
@@ -361,7 +362,7 @@ class _Training:
             examples=self.examples,
             loss=loss,
             point=_on_cpu(solution(self.model)),
-            optimizer=_optimizer_state(self.optimizer, self.parameters),
+            optimizer=optimizer_state(self.optimizer, self.parameters),
         )
 
     def _step(self) -> "_Step":
@@ -393,7 +394,7 @@ class _Training:
                 self.pending.append((update, loss.detach()))
             elif not math.isfinite(value := loss.item()):
                 raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
-            if len(self.pending) > self.together:
+            if len(self.pending) >= self.together:
                 self._check()
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -526,7 +527,7 @@ class _Training:
         end = {"train_loss": self.rows[-1]["train_loss"]}
         return self._so_far(
             stopped,
-            _optimizer_state(self.optimizer, self.parameters) if held is None else held.optimizer,
+            optimizer_state(self.optimizer, self.parameters) if held is None else held.optimizer,
             {"end": end, **told},
         )
 
@@ -554,7 +555,7 @@ class _Training:
             },
             "random": {name: x.numpy().tobytes().hex() for name, x in states.items()},
         }
-        optimizer = _optimizer_state(self.optimizer, self.parameters)
+        optimizer = optimizer_state(self.optimizer, self.parameters)
         for name, held in self.held.items():
             optimizer |= {f"{name}/{key}": x for key, x in held.optimizer.items()}
         points = [(held.updates, held.point) for held in self.held.values()]
@@ -677,52 +678,8 @@ class _Step:
         self.block.__exit__(kind, *error)
 
 
-class _Clock:
-    """What a schedule says of an update, and the time that it goes by."""
-
-    def __init__(self, config: TrainConfig, examples: int) -> None:
-        self.config, self.size = config, examples
-        self.schedule = scheduled(config.schedule, config.schedule_options)
-        self.moves = config.schedule != "constant" or config.warmup > 0
-        base = config.base_batch_size if config.regime_adaptation else None
-        self.per_epoch = math.ceil(examples / (base or config.batch_size))  # updates
-        limits = {
-            "updates": config.updates,
-            "epochs": config.epochs and config.epochs * self.per_epoch,
-            "examples": config.examples and math.ceil(config.examples / config.batch_size),
-        }
-        updates = min(limit for limit in limits.values() if limit is not None)
-        self.total = updates / self.per_epoch if config.schedule_unit == "epochs" else updates
-
-    def epochs(self, updates: int, epoch: int) -> int:
-        """Return the epochs that are done, those of the base batch size where it adapts to them."""
-        return updates // self.per_epoch if self.config.regime_adaptation else epoch
-
-    def setting(self, updates: int, examples: int) -> Setting:
-        """Return what holds for the update after so many."""
-        t = float(updates)
-        if self.config.schedule_unit == "epochs":
-            adapts = self.config.regime_adaptation
-            t = updates / self.per_epoch if adapts else examples / self.size
-        found = self.schedule(t, self.total)
-        return found._replace(rate=found.rate * warmed(updates, self.config.warmup))
-
-    def batch_size(self, updates: int, examples: int) -> int:
-        """Return the batch size of the epoch that begins after so many."""
-        return self.times(self.setting(updates, examples).batch)
-
-    def times(self, factor: float) -> int:
-        """Return so many times the batch size."""
-        return round(self.config.batch_size * factor)
-
-    def sizes(self) -> list[int]:
-        """Return all batch sizes, each of which holds from a milestone on."""
-        reached = [0.0, *self.config.schedule_options.get("milestones", [])]
-        return sorted({self.times(self.schedule(t, self.total).batch) for t in reached})
-
-
 def _require_parts(
-    config: TrainConfig, problem: Problem, clock: _Clock, optimizer: torch.optim.Optimizer
+    config: TrainConfig, problem: Problem, clock: Clock, optimizer: torch.optim.Optimizer
 ) -> None:
     """Refuse what the model, the data or the optimizer cannot do, before the first update."""
     targets = problem.data.train[1]
@@ -755,45 +712,6 @@ def _validation(problem: Problem) -> Part:
             "patience, which watches the training loss"
         )
     return part
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> dict[str, Tensor]:
-    """Return the state by name, each entry of a parameter in the order of theta, (n,).
-
-    Numbers such as Adam's step stand once for each parameter tensor. A parameter that never had
-    a gradient has no state, that is zeros.
-    """
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    names = sorted({name for state in states for name, x in state.items() if torch.is_tensor(x)})
-    flat: dict[str, Tensor] = {}
-    for name in names:
-        known = next(state[name] for state in states if name in state)
-        blank = [torch.zeros_like(p) if known.ndim else known.new_zeros(()) for p in parameters]
-        pieces = [state.get(name, zero) for state, zero in zip(states, blank, strict=True)]
-        flat[name] = flatten(pieces).cpu()
-    return flat
-
-
-def set_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], flat: dict[str, Tensor]
-) -> None:
-    """Give an optimizer the state that ``_optimizer_state`` returned."""
-    begin = 0
-    for i, p in enumerate(parameters):
-        end = begin + p.numel()
-        found = {
-            name: x[i] if name in NUMBERS else x[begin:end].reshape(p.shape)
-            for name, x in flat.items()
-        }
-        begin = end
-        if any(name in found and not found[name] for name in NUMBERS):
-            continue  # it never had a gradient, and torch makes its state at the first
-        for name, value in found.items():
-            like = optimizer.state[p].get(name)
-            where = p.device if name not in NUMBERS or like is None else like.device
-            optimizer.state[p][name] = value.clone().to(where)
 
 
 def _on_cpu(point: Solution) -> Solution:

@@ -312,12 +312,13 @@ def test_what_was_reached_before_a_divergence_is_kept(
 
 
 def test_losses_that_are_looked_at_together_name_their_own_update(
-    monkeypatch: pytest.MonkeyPatch,
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(training.TOGETHER, "cpu", 10)
     config = replace(SMALL, learning_rate=1e30, updates=30, check_every=30)
     with pytest.raises(ComputationError, match="a finite loss, got nan in update 2: lower"):
         train(config)
+    assert len(seen.sizes) == 9  # done when the tenth loss was there
 
 
 def test_solutions_are_stored_after_the_updates_asked_for() -> None:
