@@ -22,7 +22,7 @@ import torch
 
 import sharpness as sh
 
-from . import boxes, landscapes, perturbations, spectra
+from . import boxes, landscapes, perturbations, spectra, trainings
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -169,6 +169,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "spectra": spectra.spectra,
     "perturbations": perturbations.perturbations,
     "boxes": boxes.boxes,
+    "trainings": trainings.trainings,
 }
 
 

@@ -148,6 +148,10 @@ BARS = [
         )
         for name in ("W1", "W2")
     ),
+    *(
+        Bar(f"training {size}", f"time of a training over a loop by hand, batches of {size}", 1.15)
+        for size in (8, 32)
+    ),
 ]
 # Read beside the bars: what is asked of nobody.
 OTHERS = {

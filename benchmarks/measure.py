@@ -19,11 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sharpness as sh
 from sharpness.vectors import gaussian
 
+from .bars import paired
 from .boxes import climb
 from .landscapes import points
 from .perturbations import perturbed
 from .solvers import SOLVERS, true_residual
 from .spectra import TOOLS
+from .trainings import actions
 from .workloads import SOLVED, Workload, make, tiny
 
 ROUNDS = 9  # of products and gradients in one process, at most
@@ -127,6 +129,12 @@ def box(
     return climb(_trained(workload, folder, None), way, fast=fast, target=target)
 
 
+def training(workload: str, folder: str, batch_size: int) -> dict[str, Any]:
+    """Return the seconds of both trainings, in turn, and the median of their ratios."""
+    found = _in_turn(**actions(batch_size))
+    return {**found, "ratio": paired(found["ours"], found["by_hand"])}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "gradient": gradient,
@@ -136,6 +144,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "estimate": estimate,
     "perturbed": perturbed,
     "box": box,
+    "training": training,
 }
 
 

@@ -19,9 +19,15 @@ from .show import say, summary
 # What is listed, and the table of the library that has it.
 TABLES = {
     "models": ("sharpness.models", "MODELS"),
+    "activations": ("sharpness.building", "ACTIVATIONS"),
+    "initializations": ("sharpness.building", "INITIALIZATIONS"),
     "data sets": ("sharpness.data", "DATA"),
+    "data options": ("sharpness.data", "TRANSFORMS"),
     "losses": ("sharpness.problem", "LOSSES"),
     "optimizers": ("sharpness.training", "OPTIMIZERS"),
+    "batches": ("sharpness.sampling", "BATCHES"),
+    "schedules": ("sharpness.schedules", "SCHEDULES"),
+    "scalings of the rate": ("sharpness.schedules", "SCALINGS"),
     "measures": ("sharpness.measures", "MEASURES"),
     "operators": ("sharpness.operators", "OPERATORS"),
     "recipes": ("sharpness.experiments", "RECIPES"),

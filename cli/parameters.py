@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from sharpness.names import is_array_file
+
 from .configuration import read_options
 from .logs import show_logs
 
@@ -141,15 +143,17 @@ class Options(Kind):
 
 
 class Name(Kind):
-    """A name of one of the library's tables, or ``module:function`` where that is allowed.
+    """A name of one of the library's tables; ``module:function`` or a file where that is allowed.
 
     The table is looked up when it is needed, so that no import waits for torch.
     """
 
     name = "name"
 
-    def __init__(self, home: str, table: str, *, functions: bool = False) -> None:
-        self.home, self.table, self.functions = home, table, functions
+    def __init__(
+        self, home: str, table: str, *, functions: bool = False, files: bool = False
+    ) -> None:
+        self.home, self.table, self.functions, self.files = home, table, functions, files
 
     def names(self) -> list[str]:
         """Return the names in the table."""
@@ -157,13 +161,14 @@ class Name(Kind):
 
     def get_metavar(self, param: Any, ctx: Any) -> str:
         """Return the choices for the help."""
-        more = ["MODULE:FUNCTION"] if self.functions else []
+        more = ["MODULE:FUNCTION"] * self.functions + ["FILE"] * self.files
         return f"[{'|'.join([*self.names(), *more])}]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the name; one with a colon is looked up by the library."""
-        if value not in self.names() and not (self.functions and ":" in value):
-            more = " or MODULE:FUNCTION" if self.functions else ""
+        other = (self.functions and ":" in value) or (self.files and is_array_file(value))
+        if value not in self.names() and not other:
+            more = " or MODULE:FUNCTION" * self.functions + " or FILE.npz or FILE.h5" * self.files
             close = difflib.get_close_matches(str(value), self.names(), 1)
             hint = f": did you mean {close[0]}?" if close else ""
             choices = ", ".join(self.names())
@@ -187,7 +192,12 @@ def chained(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 model = click.option("--model", type=Name("models", "MODELS", functions=True), help="The network.")
-data = click.option("--data", type=Name("data", "DATA", functions=True), help="The data set.")
+data = click.option(
+    "--data", type=Name("data", "DATA", functions=True, files=True), help="The data set."
+)
+data_options = click.option(
+    "--data-options", type=Options(), help="Of the data set and what is made of it, as JSON."
+)
 loss = click.option("--loss", type=Name("problem", "LOSSES", functions=True), help="The loss.")
 model_options = click.option(
     "--model-options", type=Options(), help="Arguments of the network's function, as JSON."
@@ -224,6 +234,7 @@ source = chained(
     model,
     model_options,
     data,
+    data_options,
     loss,
     click.option(
         "--train-examples", type=Whole(1), help="Size of the training part, for a checkpoint."
@@ -279,7 +290,7 @@ deflate = click.option(
     "the rest.",
 )
 split = click.option(
-    "--split", type=Name("problem", "SPLITS"), default="train", help="Part of the data."
+    "--split", type=Name("problem", "PARTS"), default="train", help="Part of the data."
 )
 numerics = chained(
     click.option(

@@ -207,7 +207,18 @@ def _run(run: Run) -> list[str]:
 
 
 def _ending(run: Run) -> str:
-    return "interrupted there" if run.stopped == "interrupted" else f"stopped by {run.stopped}"
+    if run.stopped == "interrupted":
+        return "interrupted there"
+    told = run.spec.get("stop", {})
+    if run.stopped == "diverged":
+        return f"the last before it diverged in update {told['update']:,}"
+    if run.stopped == "early_stopping":
+        return (
+            f"the best of {told['update']:,} by the validation loss {told['validation_loss']:.4g}"
+        )
+    if "alpha" in told:  # on the line between two looks
+        return f"stopped by {run.stopped} between {told['before'][0]:,} and {told['update']:,}"
+    return f"stopped by {run.stopped}"
 
 
 def _eigenpairs(pairs: Eigenpairs) -> list[str]:

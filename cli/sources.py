@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Options that a checkpoint needs and a run's file knows by itself.
 OF_CHECKPOINT = (
-    *("model_options", "train_examples", "label_noise", "split_seed"),
+    *("model_options", "data_options", "train_examples", "label_noise", "split_seed"),
     *("key", "max_bytes"),
 )
 # What says which matrix of an objective is meant.
@@ -157,7 +157,8 @@ def request(command: str, sources: dict[str, Source], options: dict[str, Any]) -
     # A default is left out: it is what files stand for that are older than the option.
     if asked.get("bn") == (None if command in ("line", "plane") else "frozen"):
         asked.pop("bn", None)
-    for key in ("fast_gemm", "key", "draws", "weight_decay", "decayed", "params"):
+    later = ("fast_gemm", "key", "draws", "weight_decay", "decayed", "params", "data_options")
+    for key in later:
         if not asked.get(key):
             asked.pop(key, None)
     if command != "eigs" and asked.get("memory") == Bytes().convert(MEMORY, None, None):

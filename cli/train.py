@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sharpness.bars import Progress
+from sharpness.data import is_read_anew
 from sharpness.disk import remove
 from sharpness.errors import ComputationError, InputError
 from sharpness.journal import part_of
@@ -26,7 +27,8 @@ from .sources import Pieces, answer
 FIELDS: dict[str, tuple[Kind, str]] = {
     "model": (Name("models", "MODELS", functions=True), "The network."),
     "model_options": (Options(), "Arguments of the network's function, as JSON."),
-    "data": (Name("data", "DATA", functions=True), "The data set."),
+    "data": (Name("data", "DATA", functions=True, files=True), "The data set."),
+    "data_options": (Options(), "Of the data set and what is made of it, as JSON."),
     "loss": (Name("problem", "LOSSES", functions=True), "The loss."),
     "train_examples": (Whole(1), "Size of the training part; 600 of the digits by default."),
     "label_noise": (Real(least=0), "Share of training labels moved to another class."),
@@ -47,20 +49,54 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "dtype": (Name("problem", "DTYPES"), "Of parameters and data."),
     "device": (click.STRING, "cpu, cuda or cuda:N."),
     "threads": (Whole(1), "Of the CPU; what torch uses by default."),
+    "batches": (Name("sampling", "BATCHES"), "How the examples of a batch are drawn."),
+    "schedule": (Name("schedules", "SCHEDULES"), "Of the rate, or of the batch size."),
+    "schedule_options": (Options(), "Its options, as JSON, such as '{\"milestones\": [500]}'."),
+    "schedule_unit": (Name("schedules", "UNITS"), "Of the times in its options."),
+    "warmup": (Whole(), "Updates in which the rate grows from a small one."),
+    "rate_scaling": (
+        Name("schedules", "SCALINGS"),
+        "Multiply the rate by batch size over base batch size, or by its root.",
+    ),
+    "base_batch_size": (Whole(1), "Of which rate or epochs are meant."),
+    "regime_adaptation": (
+        click.BOOL,
+        "Make as many updates as the epochs have with the base batch size.",
+    ),
+    "ghost_batch": (Whole(1), "Examples that BatchNorm normalizes together."),
+    "clip_norm": (Real(above=0), "Shorten longer gradients to this norm."),
+    "examples": (Whole(1), "End after so many examples, with the update under way."),
+    "patience": (Whole(1), "End after so many updates without a better training loss."),
+    "early_stopping": (
+        Whole(1),
+        "End so many updates after the best validation loss, with the solution of that.",
+    ),
+    "min_improvement": (Real(least=0), "Share by which a better loss is below the best."),
+    "stop_within": (
+        Real(above=0),
+        "End so near to the stop loss, in its logarithm: 0.02 is 2 %; between two updates if need "
+        "be.",
+    ),
+    "keep_diverged": (click.BOOL, "Keep the run up to its last finite training loss."),
+    "checkpoint_updates": (Whole(1), "Keep the solution after so many updates (repeatable)."),
+    "checkpoint_geometric": (
+        Real(above=1),
+        "Keep it after 1 update and each time at so many times as many.",
+    ),
+    "deterministic": (click.BOOL, "Only kernels that give the same bits each time."),
 }
 
 
 def _options(f: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(TrainConfig)):
         kind, text = FIELDS[field.name]
-        several = field.name == "checkpoint_losses"
         default = getattr(TrainConfig(), field.name)
         f = click.option(
             f"--{field.name.replace('_', '-')}",
             type=kind,
             is_flag=kind is click.BOOL,
             default=default if default not in ({}, []) else None,
-            multiple=several,
+            multiple=isinstance(default, list),
             help=text,
         )(f)
     return f
@@ -85,12 +121,11 @@ def command(output: str, **options: Any) -> None:
     """
     given = {name: options.pop(name) for name in FIELDS}
     known = {name: value for name, value in given.items() if value is not None}
-    config = resolved(
-        TrainConfig(**{**known, "checkpoint_losses": list(known["checkpoint_losses"])})
-    )
+    several = {name: list(value) for name, value in known.items() if isinstance(value, tuple)}
+    config = resolved(TrainConfig(**{**known, **several}))
     sources = {name: source_digest(name) for name in (config.model, config.data, config.loss)}
     with redirect_stdout(sys.stderr):  # what the user's functions print is no result
-        data = problem_of(config).spec if sources[config.data] else {}
+        data = problem_of(config).spec if is_read_anew(config.data) else {}
     asked = {
         "command": "train",
         "options": record(config),
@@ -112,6 +147,7 @@ def command(output: str, **options: Any) -> None:
             begun=begun,
             keep=lambda run: save(part, run, request=kept, overwrite=True),
             progress=progress,
+            tell=note,
         )
 
     with _telling(part):

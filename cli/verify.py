@@ -204,6 +204,7 @@ def _checkpoint(
         path,
         **names_of(made, given, trust_spec=trusted),
         **{k: made[k] for k in ("model_options", "train_examples", "label_noise", "split_seed")},
+        data_options=made.get("data_options"),
         dtype=made["dtype"] if own else None,
         key=own[0]["checkpoint"].get("key") if own else None,
     )

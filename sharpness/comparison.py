@@ -16,11 +16,15 @@ from torch import Tensor
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
 from sharpness.results import Comparison, Run
+from sharpness.training_config import completed
 
 # What makes two runs a pair rather than two groups.
 SEEDS = ("seed", "order_seed", "split_seed")
 # What may differ between runs and is no factor: how they were computed, not what.
-IMMATERIAL = (*SEEDS, "threads", "device", "check_every", "checkpoint_losses")
+IMMATERIAL = (
+    *(*SEEDS, "threads", "device", "deterministic", "check_every", "checkpoint_losses"),
+    *("checkpoint_updates", "checkpoint_geometric", "keep_diverged"),
+)
 SAME = ("data", "loss")  # must not differ
 # Words of the names of measures compared by difference; all others are positive.
 BY_DIFFERENCE = ("accuracy", "gap", "share")
@@ -263,9 +267,9 @@ def _level(x: Any) -> str:
 
 def _levels(runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
     """Return the levels of all factors, by run."""
-    records = {name: run.spec["train"] for name, run in runs.items()}
     if any(run.stopped == "read" for run in runs.values()):
         return {name: {"group": name} for name in runs}
+    records = {name: completed(run.spec["train"]) for name, run in runs.items()}
     keys = [key for key in next(iter(records.values())) if key not in IMMATERIAL]
     varied = [k for k in keys if len({str(r.get(k)) for r in records.values()}) > 1]
     return {name: {key: record.get(key) for key in varied} for name, record in records.items()}

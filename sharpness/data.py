@@ -1,13 +1,19 @@
-"""Data sets, by name or from the user, and their seeded splits.
+"""Data sets, by name, from files or from the user, their seeded splits and what is made of them.
 
-A source is what a data set's function returns, and what Python users pass: ``(train, test)``, or
-``(all, size)`` where the split into a training part of that size (by default) and a test part is
-drawn by seed. A part is ``(inputs, targets)`` or a map-style Dataset of such pairs, which is read
-once, into memory: a curvature needs the same examples again and again.
+A source is what a data set's function returns, and what Python users pass: ``(train, test)``,
+also as a dict with these keys, or ``(all, size)`` where the split into a training part of that size
+(by default) and a test part is drawn by seed. A part is ``(inputs, targets)`` or a map-style
+Dataset, which is read once, into memory: a curvature needs the same examples again and again. Its
+examples are such pairs, or dicts, as those of Hugging Face's, with a label and an image or
+other inputs; images become tensors (c, h, w) of pixels in [0, 1].
+
+``TRANSFORMS`` are the options that every data set has.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +22,62 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from sharpness.augmentation import augmented, settings
+from sharpness.data_files import (
+    READERS,
+    cifar10,
+    cifar100,
+    emnist,
+    fashion_mnist,
+    mnist,
+    pixels,
+)
 from sharpness.errors import InputError
-from sharpness.vectors import stream
+from sharpness.labels import (
+    held_out,
+    is_labels as is_labels,  # also a part of this module: what a data set's targets are
+    moved,
+    redrawn,
+    stratified as stratified,
+    subset,
+)
+from sharpness.names import called, is_array_file, resolve, shown
+from sharpness.synthetic import clusters, planted, teacher_student
 
 # All inputs (a tensor, or a tuple or dict of them) and all targets; the first axis is the example.
 Part = tuple[Any, Tensor]
 
 
+# Where an example that is a dict has its target, and its image.
+TARGETS = ("label", "labels", "fine_label", "target", "targets", "y")
+IMAGES = ("image", "img", "pixel_values")
 # Examples of a Dataset that are read twice: chance in its augmentation would show itself.
 AGAIN = 64
 
 
 @dataclass(frozen=True)
 class Split:
-    """The training and the test part of a data set, and which of its examples they are."""
+    """The parts of a data set, and which of its examples they are."""
 
     train: Part
     test: Part
     train_index: Tensor  # (N,)  into the training part of the source, or into all
     test_index: Tensor
+    validation: Part | None = None  # taken from the training part, by the option
+    validation_index: Tensor | None = None
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts that there are, by name."""
+        found = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def holding(self, change: Callable[[Part], Part]) -> "Split":
+        """Return the same examples with each part changed."""
+        validation = None if self.validation is None else change(self.validation)
+        return replace(
+            self, train=change(self.train), test=change(self.test), validation=validation
+        )
 
 
 def digits() -> tuple[Part, int]:
@@ -52,52 +95,205 @@ def digits() -> tuple[Part, int]:
     return (torch.from_numpy(images).float() / 16, torch.from_numpy(labels).long()), 600
 
 
-DATA: dict[str, Callable[[], Any]] = {"digits": digits}
+# Those of ``data_files`` are read from the user's disk.
+DATA: dict[str, Callable[..., Any]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "emnist": emnist,
+    "cifar-10": cifar10,
+    "cifar-100": cifar100,
+    "clusters": clusters,
+    "teacher-student": teacher_student,
+    "planted": planted,
+}
+IMMUTABLE = ("digits", "clusters", "teacher-student", "planted")
+
+
+def standardized(inputs: Any, by: Any, of: Any) -> Any:
+    """Return inputs less the mean and over the deviation of those of the training part.
+
+    Where the deviation is 0, they are divided by 1.
+
+    Args:
+        by: ``pixel``, for each place by itself, or ``channel``, for each channel of images
+            (N, c, h, w); inputs of other shapes share one mean and one deviation.
+        of: Inputs of the training part.
+
+    Raises:
+        InputError: If they are not one tensor of floating-point numbers.
+
+    >>> x = torch.tensor([[1.0, 7.0], [3.0, 7.0]])
+    >>> standardized(x, "pixel", x).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    if by not in ("pixel", "channel"):
+        raise InputError(f"standardize needs pixel or channel, got {by}: change data_options")
+    if not (isinstance(of, Tensor) and of.is_floating_point()):
+        kind = of.dtype if isinstance(of, Tensor) else f"a {type(of).__name__}"
+        raise InputError(f"standardize needs inputs of real numbers, got {kind}: leave it out")
+    over = [0] if by == "pixel" else [i for i in range(of.ndim) if i != 1 or of.ndim != 4]
+    mean = of.double().mean(over, keepdim=True)
+    deviation = (of.double() - mean).square().mean(over, keepdim=True).sqrt()
+    # In float64 a constant pixel is at most some roundings away from its mean.
+    constant = deviation <= 1e-12 * mean.abs()
+    return ((inputs.double() - mean) / deviation.masked_fill(constant, 1.0)).to(inputs.dtype)
+
+
+# In the order in which they are done; augment while training, and elsewhere never.
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "classes": subset,
+    "validation": held_out,
+    "random_labels": redrawn,
+    "standardize": standardized,
+    "augment": augmented,
+}
+
+
+def source_of(data: Any, options: Mapping[str, Any] | None = None) -> Any:
+    """Return the source that a name, a file of arrays, a function or an object stands for.
+
+    Args:
+        options: Arguments of the data set's function, beside those of ``TRANSFORMS``.
+
+    Raises:
+        InputError: If the name or an option is unknown, or if a file is missing.
+        ComputationError: If a file is damaged.
+
+    >>> source_of("digits")[1]
+    600
+    """
+    if not isinstance(options or {}, Mapping):
+        raise InputError(f"data_options need to be names with values, got {options}: change them")
+    own = {key: value for key, value in (options or {}).items() if key not in TRANSFORMS}
+    if is_array_file(data):
+        _require_options(data, own, [])
+        return READERS[Path(data).suffix.lower()](data)
+    source = resolve(data, DATA, "data")
+    if not callable(source):
+        _require_options(shown(data), own, [])
+        return source
+    if own:
+        _require_options(shown(data), own, _parameters(source, own))
+    return called(source, "data", data, own)
+
+
+def is_read_anew(data: Any) -> bool:
+    """Say whether a name stands for what another time can be other data: a file or a function.
+
+    >>> is_read_anew("digits"), is_read_anew("mnist"), is_read_anew("mine.npz")
+    (False, True, True)
+    """
+    return isinstance(data, str) and data not in IMMUTABLE
+
+
+def _parameters(f: Callable[..., Any], own: Mapping[str, Any]) -> list[str]:
+    """Return the options that a function takes; those that are given where it takes any."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except ValueError:
+        return list(own)  # a builtin without a signature
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return list(own)
+    return [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+
+
+def _require_options(name: str, own: Mapping[str, Any], takes: list[str]) -> None:
+    for key in own:
+        if key not in takes:
+            known = [*takes, *TRANSFORMS]
+            close = difflib.get_close_matches(key, known, 1)
+            raise InputError(
+                f"data_options of {name} need to be some of {', '.join(known)}, got {key}: "
+                + (f"did you mean {close[0]}?" if close else "leave it out")
+            )
 
 
 def split(
-    source: Any, *, train_examples: int | None = None, label_noise: float = 0.0, split_seed: int = 0
+    source: Any,
+    *,
+    train_examples: int | None = None,
+    label_noise: float = 0.0,
+    split_seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Split:
-    """Return the two parts of a source.
+    """Return the parts of a source.
 
     Where the source has both, ``train_examples`` takes a stratified sample of the training part;
     where it has one, the sample is the training part and all others are the test part. Stratified
-    means that the classes keep their shares to within one example. Both are in the source's order.
+    means that the classes keep their shares to within one example. All are in the source's order.
 
     Args:
         label_noise: The exact share of training labels that are moved to another class, the
             examples and the classes drawn uniformly from ``split_seed``.
+        options: Of ``TRANSFORMS``: ``classes`` are chosen before the sample is drawn, whose size
+            by default falls with them; ``validation`` is taken from the sample; labels change in
+            what is left, and its statistics ``standardize`` all parts.
 
     Raises:
         InputError: If the source is no data set, or has too few examples or no classes.
     """
+    chosen = {key: value for key, value in (options or {}).items() if key in TRANSFORMS}
+    if label_noise and "random_labels" in chosen:
+        raise InputError(
+            f"random_labels need no label_noise, got {label_noise} beside them: leave one out"
+        )
     first, second = _pair(source)
-    everything = part(first)
-    total = size(everything)
+    whole = part(first)
+    total = size(whole)
+    everything, kept = _of_classes(whole, chosen)
     if isinstance(second, int) and not isinstance(second, bool):
-        wanted = second if train_examples is None else train_examples
-        chosen = stratified(everything[1], wanted, split_seed)
-        left = np.ones(total, bool)
-        left[chosen] = False
-        test, test_index = everything, np.flatnonzero(left)
-        if not len(test_index):
+        usual = max(1, round(second * size(everything) / total))
+        wanted = usual if train_examples is None else train_examples
+        sample = torch.from_numpy(stratified(everything[1], wanted, split_seed))
+        left = torch.ones(size(everything), dtype=torch.bool)
+        left[sample] = False
+        if not left.any():
             raise InputError(
-                f"a test part needs at least one example, got {wanted} of {total} for training: "
-                "ask for fewer"
+                f"a test part needs at least one example, got {wanted} of {size(everything)} for "
+                "training: ask for fewer"
             )
+        rest = left.nonzero().flatten()
+        test, test_index = take(everything, rest), kept[rest]
     else:
-        wanted = total if train_examples is None else train_examples
-        chosen = stratified(everything[1], wanted, split_seed)
-        test = part(second)
-        test_index = np.arange(size(test))
-    train_index = torch.from_numpy(chosen)
-    inputs, targets = take(everything, train_index)
-    return Split(
-        train=(inputs, _with_noise(targets, everything[1], label_noise, split_seed)),
-        test=take(test, torch.from_numpy(test_index)),
-        train_index=train_index,
-        test_index=torch.from_numpy(test_index),
+        wanted = size(everything) if train_examples is None else train_examples
+        sample = torch.from_numpy(stratified(everything[1], wanted, split_seed))
+        test, test_index = _of_classes(part(second), chosen)
+    held = None
+    if "validation" in chosen:
+        stay, out = held_out(everything[1][sample], chosen["validation"], split_seed)
+        sample, held = sample[stay], sample[out]
+    inputs, targets = take(everything, sample)
+    targets = moved(targets, everything[1], label_noise, split_seed)
+    if "random_labels" in chosen:
+        targets = redrawn(targets, everything[1], chosen["random_labels"], split_seed)
+    parts = Split(
+        train=(inputs, targets),
+        test=test,
+        train_index=kept[sample],
+        test_index=test_index,
+        validation=None if held is None else take(everything, held),
+        validation_index=None if held is None else kept[held],
     )
+    return _with_inputs(parts, chosen)
+
+
+def _of_classes(whole: Part, chosen: Mapping[str, Any]) -> tuple[Part, Tensor]:
+    """Return the examples of the chosen classes, renumbered, and their numbers in the whole."""
+    if "classes" not in chosen:
+        return whole, torch.arange(size(whole))
+    index, targets = subset(whole[1], chosen["classes"])
+    return (take(whole, index)[0], targets), index
+
+
+def _with_inputs(parts: Split, chosen: Mapping[str, Any]) -> Split:
+    """Return the parts with their inputs standardized; augmentation is only looked at."""
+    if "augment" in chosen:
+        settings(chosen["augment"], parts.train[0])
+    if "standardize" not in chosen:
+        return parts
+    of, by = parts.train[0], chosen["standardize"]
+    return parts.holding(lambda part: (standardized(part[0], by, of), part[1]))
 
 
 def part(source: Any) -> Part:
@@ -171,68 +367,9 @@ def tensors(part: Part) -> list[Tensor]:
     return [*_leaves(part[0]), part[1]]
 
 
-def is_labels(targets: Tensor) -> bool:
-    """Say whether targets, shape (N,), are class numbers."""
-    return targets.ndim == 1 and not (targets.is_floating_point() or targets.is_complex())
-
-
-def stratified(targets: Tensor, wanted: int, seed: int) -> Any:
-    """Return the numbers of ``wanted`` examples in increasing order, an int64 array.
-
-    Each class keeps its share, rounded by the largest remainder; targets that are not classes are
-    sampled uniformly.
-
-    Raises:
-        InputError: If there are fewer examples than that.
-    """
-    total = len(targets)
-    if not isinstance(wanted, int) or not 0 < wanted <= total:
-        raise InputError(
-            f"a sample needs at least 1 and at most {total} examples, got {wanted}: change it"
-        )
-    rng = stream(seed, 0)
-    if wanted == total:
-        return np.arange(total)
-    if not is_labels(targets):
-        return np.sort(rng.choice(total, wanted, replace=False))
-    labels = targets.cpu().numpy()
-    classes, counts = np.unique(labels, return_counts=True)
-    quota = counts * wanted / total
-    chosen = np.floor(quota).astype(int)
-    ties = rng.permutation(len(classes))  # equal remainders have equal chances
-    most = ties[np.argsort((chosen - quota)[ties], kind="stable")]
-    chosen[most[: wanted - chosen.sum()]] += 1
-    drawn = [
-        rng.choice(np.flatnonzero(labels == label), count, replace=False)
-        for label, count in zip(classes, chosen, strict=True)
-    ]
-    return np.sort(np.concatenate(drawn))
-
-
-def _with_noise(targets: Tensor, everything: Tensor, share: float, seed: int) -> Tensor:
-    if not 0 <= share < 1:
-        raise InputError(f"label_noise needs to be at least 0 and below 1, got {share}: change it")
-    if share == 0:
-        return targets
-    if not is_labels(targets):
-        raise InputError(f"label_noise needs classes as targets, got {_described(targets)}: set 0")
-    labels = np.unique(everything.cpu().numpy())
-    if len(labels) < 2:
-        raise InputError(f"label_noise needs at least 2 classes, got {len(labels)}: set 0")
-    if not round(share * len(targets)):
-        raise InputError(
-            f"label_noise needs to move a label, got {share} of {len(targets)} examples: raise it"
-        )
-    rng = stream(seed, 1)
-    moved = torch.from_numpy(rng.choice(len(targets), round(share * len(targets)), replace=False))
-    shift = rng.integers(1, len(labels), len(moved))
-    old = np.searchsorted(labels, targets[moved].cpu().numpy())
-    noisy = targets.clone()
-    noisy[moved] = torch.from_numpy(labels[(old + shift) % len(labels)]).to(targets.dtype)
-    return noisy
-
-
 def _pair(source: Any) -> tuple[Any, Any]:
+    if isinstance(source, Mapping) and {"train", "test"} <= source.keys():
+        return source["train"], source["test"]
     if not (isinstance(source, tuple | list) and len(source) == 2):
         raise InputError(
             "data need (train, test), or (all, size of the training part), got "
@@ -253,19 +390,52 @@ def _read(dataset: Any) -> Part:
             f"data need (inputs, targets) or a map-style Dataset, got {_described(dataset)}: "
             "return one of them"
         )
-    pairs = [dataset[i] for i in range(len(dataset))]
+    pairs = [_row(dataset[i]) for i in range(len(dataset))]
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         first = _described(pairs[0]) if pairs else "none"
         raise InputError(
-            f"a Dataset needs pairs (inputs, target), at least one, got {first}: change it"
+            f"a Dataset needs pairs (inputs, target), at least one, or dicts with one of "
+            f"{', '.join(TARGETS)} and other keys, got {first}: change it"
         )
     for i in range(min(AGAIN, len(pairs))):
-        if not _same(pairs[i], dataset[i]):
+        if not _same(pairs[i], _row(dataset[i])):
             raise InputError(
                 "a Dataset needs the same example at every look, got two different ones for "
                 f"number {i}: switch random augmentation off"
             )
     return _collated(pairs)
+
+
+def _row(example: Any) -> Any:
+    """Return a pair (inputs, target) of an example that is one or a dict, its images as tensors."""
+    if isinstance(example, Mapping):
+        names = [name for name in TARGETS if name in example]
+        if not names or len(example) < 2:
+            return example
+        image = next((name for name in IMAGES if name in example), None)
+        others = {name: _image(x) for name, x in example.items() if name not in TARGETS}
+        inputs = others[image] if image else others
+        inputs = next(iter(others.values())) if len(others) == 1 else inputs
+        return inputs, example[names[0]]
+    if isinstance(example, tuple | list) and len(example) == 2:
+        return _image(example[0]), example[1]
+    return example
+
+
+def _image(x: Any) -> Any:
+    """Return the pixels (c, h, w) of a picture in [0, 1], lists as arrays, others as they are."""
+    if isinstance(x, list):
+        return np.asarray(x)
+    # What Pillow's images have; torchvision gives them where no transform is asked for.
+    if not hasattr(x, "__array_interface__") or isinstance(x, np.ndarray | np.generic):
+        return x
+    array = np.array(x)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise InputError(
+            f"a picture needs pixels of one byte, got {_described(array)}: convert it to L or RGB"
+        )
+    values = pixels(torch.from_numpy(array))
+    return values[None] if array.ndim == 2 else values.movedim(-1, 0)
 
 
 def _collated(pairs: list[Any]) -> Part:

@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sharpness.errors import InputError
+from sharpness.errors import ComputationError, InputError
 from sharpness.text import plain
 
+ARRAY_FILES = (".npz", ".h5", ".hdf5")  # how the names of files of data end
 GIVEN: set[str] = set()  # the module:function names that the person gave in this process
 
 
@@ -56,8 +57,23 @@ def resolve(value: Any, table: Mapping[str, Any], kind: str) -> Any:
     return getattr(found, name)
 
 
+def is_array_file(name: Any) -> bool:
+    """Say whether a name is that of a file of arrays.
+
+    >>> is_array_file("runs/mine.npz"), is_array_file("nets:data")
+    (True, False)
+    """
+    return isinstance(name, str) and Path(name).suffix.lower() in ARRAY_FILES
+
+
 def source_digest(name: Any) -> str | None:
-    """Return the SHA-256 of the file that a ``module:function`` is in, None of other names."""
+    """Return the SHA-256 of the file that a ``module:function`` is in, or of a file of arrays.
+
+    None of other names.
+    """
+    if is_array_file(name):
+        path = Path(name)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     if not (isinstance(name, str) and ":" in name):
         return None
     module_name = name.partition(":")[0]
@@ -111,7 +127,7 @@ def called(f: Callable[..., Any], kind: str, name: Any, options: dict[str, Any])
         pass  # a builtin without a signature
     try:
         return f(**options)
-    except InputError:
+    except (InputError, ComputationError):
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{kind} {shown(name)} failed: {located(error)}") from error

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sharpness.batch_norm import layers
 from sharpness.data import (
-    DATA,
     Part,
     Split,
     batches,
     converted,
     is_labels,
     size,
+    source_of,
     split as split_source,
     stratified,
     take,
@@ -29,7 +29,7 @@ from sharpness.data import (
 from sharpness.errors import InputError
 from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
-from sharpness.names import called, located, require_given, resolve, shown
+from sharpness.names import called, is_array_file, located, require_given, resolve, shown
 from sharpness.objective import MEMORY, Measure, Objective, accuracy, on_device
 from sharpness.reading import MAX_BYTES, read_checkpoint, require_match, unprefixed
 from sharpness.results import Run, Solution
@@ -41,6 +41,7 @@ LOSSES: dict[str, Measure] = {
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SPLITS = ("train", "test")
+PARTS = (*SPLITS, "validation")  # which there is where the run's data_options say so
 PROBE = 13  # examples of a batch when the loss is tried for being a mean
 GROUPS = 32  # batches of a sample at least, from whose scatter its error is told
 
@@ -55,7 +56,7 @@ class Problem:
     data: Split
     loss: Measure
     metrics: dict[str, Measure]
-    spec: dict[str, Any]  # the SHA-256 and the numbers of examples of both parts
+    spec: dict[str, Any]  # the SHA-256 and the numbers of examples of all parts
 
 
 def pose(
@@ -64,6 +65,7 @@ def pose(
     loss: Any,
     *,
     model_options: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
     train_examples: int | None = None,
     label_noise: float = 0.0,
     seed: int = 0,
@@ -76,9 +78,10 @@ def pose(
     Args:
         model: One of ``MODELS``, ``module:function`` or such a function, called with
             ``model_options`` under ``seed``; or a module, which is copied.
-        data: One of ``DATA``, ``module:function`` or such a function without arguments; or what
-            it would return (see ``data``).
+        data: One of ``DATA``, a file of arrays, ``module:function`` or such a function; or what it
+            would return (see ``data``).
         loss: One of ``LOSSES``, ``module:function`` or such a function of (outputs, targets).
+        data_options: Those of ``data.TRANSFORMS``, and arguments of the data set's function.
 
     Raises:
         InputError: If a name is unknown or what it names does not fit the others.
@@ -93,19 +96,14 @@ def pose(
             f"loss needs a function, got a {type(measure).__name__} as {shown(loss)}: give one of "
             "(outputs, targets)"
         )
-    source = resolve(data, DATA, "data")
     parts = split_source(
-        called(source, "data", data, {}) if callable(source) else source,
+        source_of(data, data_options),
         train_examples=train_examples,
         label_noise=label_noise,
         split_seed=split_seed,
+        options=data_options,
     )
-    parts = Split(
-        converted(parts.train, DTYPES[dtype]),
-        converted(parts.test, DTYPES[dtype]),
-        parts.train_index,
-        parts.test_index,
-    )
+    parts = parts.holding(lambda part: converted(part, DTYPES[dtype]))
     if isinstance(model, str) and model in MODELS:
         options = {"inputs": _example_shape(parts.train), "outputs": _outputs(parts), **options}
     builder = resolve(model, MODELS, "model")
@@ -127,10 +125,8 @@ def pose(
         loss=measure,
         metrics=metrics,
         spec={
-            "train_sha256": digest(*tensors(parts.train)),
-            "test_sha256": digest(*tensors(parts.test)),
-            "train_examples": size(parts.train),
-            "test_examples": size(parts.test),
+            **{f"{name}_sha256": digest(*tensors(part)) for name, part in parts.parts.items()},
+            **{f"{name}_examples": size(part) for name, part in parts.parts.items()},
         },
     )
 
@@ -167,7 +163,7 @@ def objective_of(
     """Return the loss of a run on one part of its data, at the run's end.
 
     Args:
-        split: ``train`` or ``test``.
+        split: ``train``, ``test``, or ``validation`` where the run has such a part.
         examples: Take a stratified sample of that many, drawn from ``seed``. Default: all.
         dtype: ``float32`` or ``float64``. Default: that of the run.
         device: Default: that of the run.
@@ -192,8 +188,12 @@ def objective_of(
     >>> f.value(run.end) == run.history["test_loss"][-1]
     tensor(True)
     """
-    if split not in SPLITS:
-        raise InputError(f"split needs to be train or test, got {split!r}: choose one of them")
+    parts = [part for part in PARTS if f"{part}_sha256" in run.spec["data"]]
+    if split not in parts:
+        raise InputError(
+            f"split needs to be {' or '.join(parts)}, got {split!r}: choose one of them"
+            + (", or train with data_options validation" if split == "validation" else "")
+        )
     if micro_batch is not None and micro_batch < 1:
         raise InputError(f"micro_batch needs to be at least 1, got {micro_batch}: raise it")
     record = run.spec["train"]
@@ -201,7 +201,8 @@ def objective_of(
     names = {key: record[key] if value is None else value for key, value in given.items()}
     for key, value in given.items():
         made = record[key]
-        if isinstance(value, str) and value != made and not made.startswith("object "):
+        moved = is_array_file(value) and is_array_file(made)  # what is in it tells its SHA-256
+        if isinstance(value, str) and value != made and not made.startswith("object ") | moved:
             raise InputError(
                 f"the run was made with the {key} {made}, got {value}, which would measure "
                 "something else: leave it out"
@@ -211,6 +212,7 @@ def objective_of(
     problem = pose(
         **names,
         model_options=record["model_options"],
+        data_options=record.get("data_options"),
         train_examples=record["train_examples"],
         label_noise=record["label_noise"],
         seed=record["seed"],
@@ -218,7 +220,7 @@ def objective_of(
         dtype=record["dtype"],
         device=device or record["device"],
     )
-    for name in SPLITS:
+    for name in parts:
         was, now = run.spec["data"][f"{name}_sha256"], problem.spec[f"{name}_sha256"]
         if was != now:
             raise InputError(
@@ -227,7 +229,7 @@ def objective_of(
             )
     LOG.info("objective_of: the %s part, %s of its examples", split, examples or "all")
     place(problem.model, run.end)
-    part = getattr(problem.data, split)
+    part = problem.data.parts[split]
     total, norms = size(part), bool(layers(problem.model))
     # That the statistics are taken in is part of the function, so it is no matter of speed.
     whole_batch = micro_batch or MOST
@@ -282,6 +284,7 @@ def read(
     data: Any,
     loss: Any,
     model_options: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
     train_examples: int | None = None,
     label_noise: float = 0.0,
     split_seed: int = 0,
@@ -324,6 +327,7 @@ def read(
         data,
         loss,
         model_options=options,
+        data_options=data_options,
         train_examples=train_examples,
         label_noise=label_noise,
         split_seed=split_seed,
@@ -366,6 +370,7 @@ def read(
                 "loss": shown(loss),
                 "train_examples": train_examples,
                 "label_noise": label_noise,
+                **({"data_options": dict(data_options)} if data_options else {}),
                 "seed": 0,
                 "split_seed": split_seed,
                 "dtype": dtype,
@@ -454,7 +459,7 @@ def _example_shape(part: Part) -> list[int]:
 def _outputs(parts: Split) -> int:
     targets = parts.train[1]
     if is_labels(targets):
-        return int(max(targets.max(), parts.test[1].max())) + 1
+        return int(max(y.max() for _, y in parts.parts.values())) + 1
     return math.prod(targets.shape[1:])
 
 
@@ -468,6 +473,8 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
             outputs, again = (
                 probe.outputs(probe.theta, on_device(where, inputs)) for _ in range(2)
             )
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"the model rejects the inputs: {located(error)}") from error
     if not isinstance(outputs, Tensor):
@@ -482,7 +489,7 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     if by_class and targets.is_floating_point():
         _require_probabilities(parts)
     if is_labels(targets) and outputs.ndim == 2:
-        labels = [parts.train[1], parts.test[1]]
+        labels = [y for _, y in parts.parts.values()]
         low, high = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
         inside = low >= 0 and high < outputs.shape[1]
         if by_class and not inside:
@@ -542,7 +549,7 @@ def _require_mean(model: nn.Module, parts: Split, loss: Measure) -> None:
 
 
 def _require_probabilities(parts: Split) -> None:
-    for _, targets in (parts.train, parts.test):
+    for _, targets in parts.parts.values():
         sums = targets.sum(dim=1) if targets.ndim > 1 else torch.zeros(1)
         # To the rounding of a float32 softmax over many classes.
         whole = torch.allclose(sums, torch.ones_like(sums), atol=1e-4)

@@ -9,7 +9,7 @@ import torch
 
 from sharpness.curvature import Operator
 from sharpness.errors import InputError
-from sharpness.names import GIVEN, require_given, resolve
+from sharpness.names import GIVEN, is_array_file, require_given, resolve
 from sharpness.objective import Objective, fingerprint
 from sharpness.operators import OPERATORS, Block, Sum, WeightDecayed
 from sharpness.problem import objective_of, pose, solution
@@ -144,6 +144,7 @@ class Origin:
         problem = pose(
             **names_of(record, self.given, trust_spec=self.trust_spec),
             **{key: record[key] for key in settings},
+            data_options=record.get("data_options"),
         )
         return solution(problem.model)
 
@@ -189,7 +190,8 @@ def names_of(
     found = {}
     for key in ("model", "data", "loss"):
         made, value = record[key], given.get(key)
-        if isinstance(value, str) and value != made and not made.startswith("object "):
+        moved = is_array_file(value) and is_array_file(made)  # what is in it tells its SHA-256
+        if isinstance(value, str) and value != made and not made.startswith("object ") | moved:
             value = None
         require_given(
             key, made if value is None else value, explicit=value is not None or trust_spec

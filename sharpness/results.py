@@ -50,7 +50,8 @@ class Run(Record):
     rows: ClassVar[str] = "update"
     start: Solution | None
     end: Solution
-    checkpoints: list[Solution]  # where the training loss first met each of the levels asked for
+    # Where the training loss first met each of the levels, and after the updates, asked for.
+    checkpoints: list[Solution]
     checkpoint_updates: Annotated[Tensor, "checkpoint"]  # (c,)  updates done there
     # (r,) each: updates, examples seen, train_loss, test_loss and, for a classifier, train_right
     # and test_right, the integer counts of right answers
@@ -59,7 +60,9 @@ class Run(Record):
     train_index: Annotated[Tensor, "train_example"]  # (N,)  which examples of the data set
     test_index: Annotated[Tensor, "test_example"]
     updates: int
-    stopped: str  # "stop_loss", "epochs", "updates", or "read" for a checkpoint
+    # "stop_loss", "epochs", "updates", "examples", "patience", "early_stopping", "diverged", or
+    # "read" for a checkpoint; spec["stop"] tells more of some
+    stopped: str
     spec: dict[str, Any]
 
     @property

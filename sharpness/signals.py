@@ -47,22 +47,26 @@ def answered() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def whole() -> Iterator[None]:
+class _Whole:
+    def __enter__(self) -> None:
+        _State.blocks += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        _State.blocks -= 1
+        is_due = _State.waiting is not None and not (_State.blocks or _State.is_raised)
+        if kind is None and is_due:
+            _State.is_raised = True
+            raise Stopped(_State.waiting or 0)
+
+
+def whole() -> _Whole:
     """Let a first signal wait until the block is done.
 
     >>> with whole():
     ...     "a step that is done or not begun"
     'a step that is done or not begun'
     """
-    _State.blocks += 1
-    try:
-        yield
-    finally:
-        _State.blocks -= 1
-    if _State.waiting is not None and not (_State.blocks or _State.is_raised):
-        _State.is_raised = True
-        raise Stopped(_State.waiting)
+    return _Whole()
 
 
 def _answer(number: int, frame: FrameType | None) -> None:

@@ -1,114 +1,60 @@
 """Training to a given training loss, recorded: the solutions whose sharpness is compared."""
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharpness.data import batches, size, take
+from sharpness.augmentation import epoch_of
+from sharpness.batch_norm import layers
+from sharpness.data import Part, batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
 from sharpness.objective import Objective, arguments, on_device
-from sharpness.problem import DTYPES, Problem, place, pose, seeded, solution
+from sharpness.optimizer_state import optimizer_state, set_state as set_state
+from sharpness.problem import Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
+from sharpness.sampling import BATCHES
+from sharpness.schedules import SCALINGS, Setting
 from sharpness.signals import Stopped, whole
+from sharpness.stopping import Patience, at_level, crossing, marks
 from sharpness.text import differences
-from sharpness.vectors import flatten, stream
+from sharpness.training_clock import Clock
+from sharpness.training_config import (
+    OPTIMIZERS as OPTIMIZERS,
+    STOP_LOSS as STOP_LOSS,
+    UPDATES as UPDATES,
+    TrainConfig as TrainConfig,
+    cpu_threads as cpu_threads,
+    deterministic_kernels,
+    record as record,
+    resolved as resolved,
+)
+from sharpness.vectors import stream
 
-UPDATES = 20_000  # the cap where neither epochs nor updates is given
-STOP_LOSS = 1e-2  # the goal where nothing else ends the training
 NEAR = 2.0  # within this many times the next level, the loss is checked every 2 updates
 KEEP_EVERY = 10.0  # seconds between two times that an unfinished run is kept
 KEEP_SHARE = 20  # times what that takes, at least
 INTERRUPTED = "interrupted"
-NUMBERS = ("step",)  # of an optimizer's state: one for each parameter tensor
-MOST_THREADS = 1024  # torch dies of far more
-LARGEST_SEED = 2**63 - 1
+# Losses that are looked at together. Each look makes the host wait for a GPU, but not for a CPU,
+# where the gradients of the update before are still there to be blamed.
+TOGETHER = {"cpu": 1, "cuda": 10}
+# Of a training, in the spec of an unfinished run.
+STATE = (
+    *("looked", "next_look", "last_row", "examples", "epoch", "begun", "batch_size"),
+    *("seen", "stopped", "told"),
+)
+FULL_BATCH = ("rprop",)  # made for gradients without noise
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a training is made of; the command line's options have the same names.
-
-    ``model``, ``data`` and ``loss`` are names, or objects as ``problem.pose`` takes them. A
-    training ends at the first of ``stop_loss``, ``epochs`` and ``updates``; with none of them, at
-    a training loss of 1e-2; and without epochs and updates, after 20,000 updates at the latest.
-    The training loss is that of the whole training part in eval mode, looked at every
-    ``check_every`` updates and every 2 once it is within twice ``stop_loss``, or the next of
-    ``checkpoint_losses``.
-
-    >>> from dataclasses import replace
-    >>> small = TrainConfig(batch_size=8, seed=3)
-    >>> replace(small, batch_size=600).seed
-    3
-    """
-
-    model: Any = "mlp"
-    model_options: dict[str, Any] = field(default_factory=dict)
-    data: Any = "digits"
-    loss: Any = "cross_entropy"
-    train_examples: int | None = None  # of the data set's own size by default
-    label_noise: float = 0.0  # share of training labels moved to another class
-    batch_size: int = 32  # 1 to N; the last batch of an epoch may be smaller
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.0  # of sgd and rmsprop
-    nesterov: bool = False  # of sgd with momentum
-    weight_decay: float = 0.0  # added to the gradient; of adamw, decoupled from it
-    epochs: int | None = None
-    updates: int | None = None
-    stop_loss: float | None = None
-    check_every: int = 10  # updates
-    checkpoint_losses: list[float] = field(default_factory=list)  # store the solution there
-    seed: int = 0  # of the initialization
-    order_seed: int | None = None  # of the order of examples; the seed by default
-    split_seed: int | None = None  # of split and label noise; the seed by default
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None  # of the CPU; what torch uses by default
-
-
-Build = Callable[[list[nn.Parameter], TrainConfig], torch.optim.Optimizer]
-
-# Their state is stored in the run by the names that torch gives it.
-OPTIMIZERS: dict[str, Build] = {
-    "adam": lambda p, c: torch.optim.Adam(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "adamw": lambda p, c: torch.optim.AdamW(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "sgd": lambda p, c: torch.optim.SGD(
-        p,
-        lr=c.learning_rate,
-        momentum=c.momentum,
-        nesterov=c.nesterov,
-        weight_decay=c.weight_decay,
-        fused=True,
-    ),
-    "rmsprop": lambda p, c: torch.optim.RMSprop(
-        p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
-    ),
-    "rprop": lambda p, c: torch.optim.Rprop(p, lr=c.learning_rate),
-    "adagrad": lambda p, c: torch.optim.Adagrad(p, lr=c.learning_rate, weight_decay=c.weight_decay),
-}
-# The options that mean something to some of them only.
-TAKES = {
-    "momentum": ("sgd", "rmsprop"),
-    "nesterov": ("sgd",),
-    "weight_decay": ("adam", "adamw", "sgd", "rmsprop", "adagrad"),
-}
 
 
 def train(
@@ -117,6 +63,7 @@ def train(
     begun: Run | None = None,
     keep: Callable[[Run], None] | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
+    tell: Callable[[str], None] = LOG.warning,
 ) -> Run:
     """Return the run of a training: from where to where, by which way, and why it stopped there.
 
@@ -131,10 +78,12 @@ def train(
             long, and when a signal stops the training; it is a run like others, ``stopped`` is
             "interrupted".
         progress: Called after each look at the loss.
+        tell: Called with each of ``remarks``.
 
     Raises:
         InputError: If the configuration cannot be met, or is not that of ``begun``.
-        ComputationError: If the training loss stops being finite.
+        ComputationError: If the training loss stops being finite, unless ``keep_diverged`` asks
+            for the run up to the last look at a finite one, ``stopped`` by "diverged".
 
     >>> run = train(TrainConfig(batch_size=600, updates=5))
     >>> run.updates, run.stopped, run.history["examples"].tolist()
@@ -158,13 +107,33 @@ def train(
         config.learning_rate,
         config.threads,
     )
+    for remark in remarks(config, examples):
+        tell(remark)
     where = next(problem.model.parameters()).device
     # Dropout draws from torch's own generator, which is made ours meanwhile.
-    with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
+    with (
+        cpu_threads(config.threads),
+        deterministic_kernels(config.deterministic),
+        seeded(config.order_seed or 0, where),
+    ):
         training = _Training(config, problem)
         if begun:
             training.resume(begun)
         return training.run(keep, progress)
+
+
+def remarks(config: TrainConfig, examples: int) -> list[str]:
+    """Return what is allowed and likely not meant, a sentence each.
+
+    >>> remarks(TrainConfig(optimizer="rprop", batch_size=32), 600)
+    ['rprop is made for full batches, got 32 of 600 examples: signs of noisy gradients mislead it']
+    """
+    if config.optimizer in FULL_BATCH and config.batch_size < examples:
+        return [
+            f"{config.optimizer} is made for full batches, got {config.batch_size} of {examples} "
+            "examples: signs of noisy gradients mislead it"
+        ]
+    return []
 
 
 def problem_of(config: TrainConfig) -> Problem:
@@ -174,6 +143,7 @@ def problem_of(config: TrainConfig) -> Problem:
         config.data,
         config.loss,
         model_options=config.model_options,
+        data_options=config.data_options,
         train_examples=config.train_examples,
         label_noise=config.label_noise,
         seed=config.seed,
@@ -183,91 +153,39 @@ def problem_of(config: TrainConfig) -> Problem:
     )
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with its open ends filled in, checked.
+@dataclass(frozen=True)
+class _Held:
+    """A solution on the way that may become the end."""
 
-    Raises:
-        InputError: If a number is not in its range or a name is unknown.
-    """
-    whole = {"batch_size": 1, "epochs": 1, "updates": 1, "check_every": 1, "threads": 1}
-    whole |= {"train_examples": 1, "seed": 0, "order_seed": 0, "split_seed": 0}
-    for name, least in whole.items():
-        value = getattr(config, name)
-        if value is not None and not (type(value) is int and least <= value <= LARGEST_SEED):
-            raise InputError(
-                f"{name} needs to be a whole number of at least {least}, got {value}: change it"
-            )
-    if config.threads is not None and config.threads > MOST_THREADS:
-        raise InputError(
-            f"threads need to be at most {MOST_THREADS}, got {config.threads}: take the cores"
-        )
-    above = {"learning_rate": config.learning_rate, "stop_loss": config.stop_loss}
-    above |= {f"checkpoint_losses {x}": x for x in config.checkpoint_losses}
-    for name, number in above.items():
-        if number is not None and not (number > 0 and math.isfinite(number)):
-            raise InputError(f"{name} needs to be above 0 and finite, got {number}: change it")
-    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
-        raise InputError(f"weight_decay needs to be at least 0, got {config.weight_decay}")
-    for name, share in {"momentum": config.momentum, "label_noise": config.label_noise}.items():
-        if not 0 <= share < 1:
-            raise InputError(f"{name} needs to be at least 0 and below 1, got {share}: change it")
-    if config.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer needs to be one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}"
-        )
-    for name, optimizers in TAKES.items():
-        if getattr(config, name) and config.optimizer not in optimizers:
-            raise InputError(
-                f"{name} needs {' or '.join(optimizers)}, got {getattr(config, name)} with "
-                f"{config.optimizer}: leave it out"
-            )
-    if config.nesterov and not config.momentum:
-        raise InputError("nesterov needs a momentum above 0, got 0: give one")
-    if config.dtype not in DTYPES:
-        raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {config.dtype!r}")
-    try:
-        json.dumps(record(config), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"a configuration needs plain numbers and words, to be kept, got others: {error}"
-        ) from error
-    open_ended = config.epochs is None and config.updates is None
-    return replace(
-        config,
-        updates=UPDATES if open_ended else config.updates,
-        stop_loss=STOP_LOSS if open_ended and config.stop_loss is None else config.stop_loss,
-        order_seed=config.seed if config.order_seed is None else config.order_seed,
-        split_seed=config.seed if config.split_seed is None else config.split_seed,
-        threads=torch.get_num_threads() if config.threads is None else config.threads,
-    )
+    updates: int
+    examples: int
+    loss: float  # on the training part
+    point: Solution
+    optimizer: dict[str, Tensor]
 
 
-def record(config: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values; an object becomes the words ``object NAME``."""
-    values = asdict(replace(config, model=None, data=None, loss=None))
-    return values | {key: shown(getattr(config, key)) for key in ("model", "data", "loss")}
+class _DivergedError(ComputationError):
+    """A number that is not finite, in or after an update."""
 
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads of the CPU meanwhile: another number rounds differently."""
-    before = torch.get_num_threads()
-    if count is not None and count != before:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+    update = 0
 
 
 class _Training:
-    """The state of one training: network, optimizer, history, and how far it has come."""
+    """The state of one training: the model, its optimizer, what was seen and what is to come."""
 
     def __init__(self, config: TrainConfig, problem: Problem) -> None:
         self.config, self.problem, self.model = config, problem, problem.model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config)
+        self.where = self.parameters[0].device
+        k = config.batch_size / (config.base_batch_size or config.batch_size)
+        scaling = SCALINGS[config.rate_scaling](k) if config.rate_scaling else 1.0
+        self.rate = config.learning_rate * scaling
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            self.parameters, replace(config, learning_rate=self.rate)
+        )
+        parts = {"train": problem.data.train, "test": problem.data.test}
+        if config.early_stopping is not None:
+            parts["validation"] = _validation(problem)
         self.objectives = {
             name: Objective(
                 self.model,
@@ -275,22 +193,54 @@ class _Training:
                 problem.loss,
                 metrics=problem.metrics,
             )
-            for name, part in (("train", problem.data.train), ("test", problem.data.test))
+            for name, part in parts.items()
         }
         kept = self.model.state_dict()
         self.loose = {n: b.clone() for n, b in self.model.named_buffers() if n not in kept}
         self.model.train()  # the objectives have modules of their own, in eval mode
+        self.clock = Clock(config, size(problem.data.train))
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
+        self.begun, self.batch_size = 0, config.batch_size  # of the present epoch
         self.last_row = 0  # the epoch of the last row of the history
         self.looked, self.next_look = -1, 0  # updates done at the last look, and at the next
+        self.seen: tuple[int, float] | None = None  # the updates and the loss of the last look
         self.levels = sorted(config.checkpoint_losses, reverse=True)
         self.checkpoints: list[tuple[int, Solution]] = []
+        self.marks = marks(config.checkpoint_updates, config.checkpoint_geometric)
+        self.mark = next(self.marks, None)
+        self.plateaus = {
+            name: Patience(patience, config.min_improvement)
+            for name, patience in (
+                ("patience", config.patience),
+                ("early_stopping", config.early_stopping),
+            )
+            if patience is not None
+        }
+        self.held: dict[str, _Held] = {}  # "before", of the last look, and the "best" one
+        self.together = TOGETHER.get(self.where.type, 1)
+        self.pending: list[tuple[int, Tensor]] = []  # updates, and losses nobody looked at
         self.start = solution(self.model)
         self.stopped: str | None = None  # why the training is at its end
+        self.told: dict[str, Any] = {}  # and what is to be told of it
         self.is_whole = True  # no step was left in the middle
+        _require_parts(config, problem, self.clock, self.optimizer)
 
     def run(
+        self,
+        keep: Callable[[Run], None] | None,
+        progress: Callable[[int, int | None, str], None] | None,
+    ) -> Run:
+        try:
+            return self._run(keep, progress)
+        except _DivergedError as error:
+            before = self.held.get("before")
+            if not self.config.keep_diverged or before is None:
+                raise
+            self.told = {"update": error.update, "message": str(error)}
+            return self._result("diverged", before)
+
+    def _run(
         self,
         keep: Callable[[Run], None] | None,
         progress: Callable[[int, int | None, str], None] | None,
@@ -302,13 +252,18 @@ class _Training:
                 if self.looked < self.updates:
                     self._look(progress)
                 if self.stopped:
-                    return self._result(self.stopped)
+                    early = self.stopped == "early_stopping"
+                    return self._result(self.stopped, self.held["best"] if early else None)
                 if keep and monotonic() - begun >= max(KEEP_EVERY, KEEP_SHARE * cost):
                     begun = monotonic()
+                    self._check()
                     keep(self._unfinished())
                     cost = monotonic() - begun
                 with self._step():
                     self._update(*next(following))
+                    if self.updates == self.mark:
+                        self._store()
+                        self.mark = next(self.marks, None)
         except Stopped:
             if keep and self.is_whole and self.rows:
                 keep(self._unfinished())
@@ -320,114 +275,232 @@ class _Training:
         Nothing is noted before all is measured, for a signal may come meanwhile.
         """
         done = self._done() if self.updates else None
-        fresh_epoch = self.epoch > self.last_row or not self.updates
-        watched = self.config.stop_loss is not None or self.levels
         if self.updates < self.next_look and not done:
             self.looked = self.updates
             return
+        fresh_epoch = self.epoch > self.last_row or not self.updates
+        goal = self.config.stop_loss
+        watched = goal is not None or self.levels or self.plateaus or self.config.keep_diverged
         if not (done or watched or fresh_epoch):
             with self._step():
                 self.looked, self.next_look = self.updates, self.updates + self.config.check_every
             return
+        self._check()
         measured = self._evaluate("train")
         loss = measured["loss"]
-        meets = self.config.stop_loss is not None and loss <= self.config.stop_loss
-        row = self._row(measured) if done or meets or fresh_epoch else None
+        if not math.isfinite(loss):
+            after = f"after {self.updates} updates" if self.updates else "before the first update"
+            raise self._not_finite(f"a finite loss, got {loss} {after}")
+        plateaus = self._plateaus(loss)
+        over = [name for name, x in plateaus.items() if x.is_over(self.updates)]
+        meets = goal is not None and loss <= goal
+        ends = "stop_loss" if meets else done or (over[0] if over else None)
+        told, end = self._met(loss) if meets else ({}, None)
+        if ends == "early_stopping":
+            best = plateaus["early_stopping"]
+            told = {"update": self.updates, "best": best.at, "validation_loss": best.best}
+        measured = self._measured("train", end) if end else measured
+        row = self._row(measured, end) if ends or fresh_epoch else None
         with self._step():
-            self.stopped = "stop_loss" if self._judge(loss) else done
-            self.looked, self.next_look = self.updates, self._next_look(loss)
+            self._note(loss, plateaus)
+            if end:
+                place(self.model, end)
+            self.stopped, self.told = ends, told
             if row:
                 self.last_row = self.epoch
                 self.rows.append(row)
         if progress and self.updates:
             progress(self.updates, self.config.updates, f"training loss {loss:.2e}")
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
+    def _note(self, loss: float, plateaus: dict[str, Patience]) -> None:
+        """Keep what is to be kept of a look at this training loss."""
+        while self.levels and loss <= self.levels[0]:
+            self.levels.pop(0)
+            self._store()
+        self.looked, self.next_look = self.updates, self._next_look(loss)
+        self.seen = (self.updates, loss)
+        held = None
+        if self.config.keep_diverged or self.config.stop_within is not None:
+            held = self.held["before"] = self._now(loss)
+        best = plateaus.get("early_stopping")
+        if best and best.at == self.updates:
+            self.held["best"] = held or self._now(loss)
+        self.plateaus = plateaus
+
+    def _plateaus(self, loss: float) -> dict[str, Patience]:
+        """Return how long what is watched has not become better, after this look."""
+        found = {}
+        for name, plateau in self.plateaus.items():
+            watched = self._evaluate("validation")["loss"] if name == "early_stopping" else loss
+            found[name] = plateau.after(self.updates, watched)
+        return found
+
+    def _met(self, loss: float) -> tuple[dict[str, Any], Solution | None]:
+        """Return how the goal was met, and the solution at it where one was asked for."""
+        goal, within = self.config.stop_loss or 0.0, self.config.stop_within
+        now = (self.updates, loss)
+        told: dict[str, Any] = {"level": goal, "update": self.updates, "loss": loss}
+        if self.seen is None or self.seen[1] <= goal:
+            return {**told, "crossing": float(self.updates)}, None
+        told |= {"before": list(self.seen), "crossing": crossing(self.seen, now, goal)}
+        is_near = loss > 0 and within is not None and abs(math.log(loss / goal)) <= within
+        if within is None or is_near:
+            return told, None
+
+        def loss_at(point: Solution) -> float:
+            return self._measured("train", point)["loss"]
+
+        before = _like(self.held["before"].point, self.where)
+        alpha, end = at_level(loss_at, before, solution(self.model), goal, within)
+        # 0 is the solution of the look before, 1 that of the update.
+        return {**told, "alpha": alpha}, end
+
+    def _store(self) -> None:
+        self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
+
+    def _now(self, loss: float) -> _Held:
+        return _Held(
+            updates=self.updates,
+            examples=self.examples,
+            loss=loss,
+            point=_on_cpu(solution(self.model)),
+            optimizer=optimizer_state(self.optimizer, self.parameters),
+        )
+
+    def _step(self) -> "_Step":
         """Do a step of the training whole, or leave a mark that it was torn."""
-        with whole():
-            self.is_whole = False
-            yield
-            self.is_whole = True
+        return _Step(self)
 
     def _batches(self) -> Iterator[Any]:
         """Yield the batches that are still to come, of one epoch after the other, without end."""
-        part, where = self.problem.data.train, self.parameters[0].device
-        total = size(part)
-        taken = self.examples - self.epoch * total  # of this epoch, before an interruption
+        part = self.problem.data.train
         while True:
+            taken = self.updates - self.begun  # of this epoch, before an interruption
+            if not taken:
+                self.batch_size = self.clock.batch_size(self.updates, self.examples)
             rng = stream(self.config.order_seed or 0, self.epoch)
-            order = torch.from_numpy(rng.permutation(total)[taken:])
-            shuffled, taken = take(part, order), 0
-            for inputs, targets in batches(shuffled, self.config.batch_size):
-                if self.examples + len(targets) == (self.epoch + 1) * total:
-                    self.epoch += 1
-                yield on_device(where, inputs), targets.to(where)
+            drawn = BATCHES[self.config.batches](part[1], self.batch_size, rng)[taken:]
+            order = torch.from_numpy(np.concatenate(drawn))
+            augment = self.config.data_options.get("augment")
+            changed = epoch_of(augment, part[0], seed=self.config.order_seed or 0, epoch=self.epoch)
+            made = zip(
+                batches(take(part, order), self.batch_size),
+                torch.split(order, self.batch_size),
+                strict=True,
+            )
+            for i, ((inputs, targets), chosen) in enumerate(made, start=1):
+                if i == len(drawn):
+                    self.epoch, self.begun = self.epoch + 1, self.updates + 1
+                yield on_device(self.where, changed(inputs, chosen)), targets.to(self.where)
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
-        args, kwargs = arguments(inputs)
+        if self.clock.moves:
+            self._set(self.clock.setting(self.updates, self.examples))
         try:
-            outputs = self.model(*args, **kwargs)
-            loss = self.objectives["train"].loss_of_outputs(outputs, targets)
-            value = loss.item()
-            if not math.isfinite(value):  # while the gradients of the last update are still there
-                raise self._not_finite(f"a finite loss, got {value} in {self._next()}")
+            loss = self._loss(inputs, targets)
+            update = self.updates + 1
+            if self.together > 1:
+                self.pending.append((update, loss.detach()))
+            elif not math.isfinite(value := loss.item()):
+                raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
+            if len(self.pending) >= self.together:
+                self._check()
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
+            if self.config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
             self.optimizer.step()
         except (InputError, ComputationError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
+            alone = "more than 1 value per channel" in str(error)
             raise ComputationError(
-                f"training failed in {self._next()}, of a batch of {len(targets)}: {located(error)}"
+                f"training failed in update {self.updates + 1}, of a batch of {len(targets)}: "
+                f"{located(error)}{': change the batch size' if alone else ''}"
             ) from error
         self.updates += 1
         self.examples += len(targets)
 
-    def _next(self) -> str:
-        return f"update {self.updates + 1}"
+    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, of which BatchNorm normalizes parts by themselves.
+
+        The parts go through the model one after the other, so that with q = momentum the running
+        statistics of S parts become (1 - q)^S mu + sum_i (1 - q)^(S - i) q mu_i.
+
+        Source: E. Hoffer, I. Hubara, D. Soudry (2017), Train longer, generalize better, section 4.
+        """
+        ghost = self.config.ghost_batch
+        if ghost is None or ghost >= len(targets):
+            args, kwargs = arguments(inputs)
+            return self.objectives["train"].loss_of_outputs(self.model(*args, **kwargs), targets)
+        losses = []
+        for x, y in batches((inputs, targets), ghost):
+            args, kwargs = arguments(x)
+            part = self.objectives["train"].loss_of_outputs(self.model(*args, **kwargs), y)
+            losses.append(len(y) / len(targets) * part)
+        return torch.stack(losses).sum()
+
+    def _set(self, setting: Setting) -> None:
+        """Move rate and momentum to those of the next update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * setting.rate
+            if setting.momentum is not None:
+                if "betas" in group:
+                    group["betas"] = (setting.momentum, *group["betas"][1:])
+                else:
+                    group["momentum"] = setting.momentum
+
+    def _check(self) -> None:
+        """Refuse losses of updates that are not finite, of those that nobody looked at yet."""
+        pending, self.pending = self.pending, []
+        values = torch.stack([loss for _, loss in pending]).tolist() if pending else []
+        for (update, _), value in zip(pending, values, strict=True):
+            if not math.isfinite(value):
+                raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
 
     def _done(self) -> str | None:
-        if self.config.updates is not None and self.updates >= self.config.updates:
+        limits = self.config
+        if limits.updates is not None and self.updates >= limits.updates:
             return "updates"
-        if self.config.epochs is not None and self.epoch >= self.config.epochs:
-            return "epochs"
-        return None
+        if limits.examples is not None and self.examples >= limits.examples:
+            return "examples"
+        done = self.clock.epochs(self.updates, self.epoch)
+        return "epochs" if limits.epochs is not None and done >= limits.epochs else None
 
     def _evaluate(self, part: str) -> dict[str, float]:
-        measured = self.objectives[part].evaluate(solution(self.model))
+        return self._measured(part, None)
+
+    def _measured(self, part: str, point: Solution | None) -> dict[str, float]:
+        """Return loss and metrics at a solution, by default the present one."""
+        measured = self.objectives[part].evaluate(point or solution(self.model))
         return {name: float(value) for name, value in measured.items()}
 
-    def _row(self, on_train: dict[str, float]) -> dict[str, float]:
+    def _row(self, on_train: dict[str, float], point: Solution | None = None) -> dict[str, float]:
         row: dict[str, float] = {"update": self.updates, "examples": self.examples}
-        for part, measured in (("train", on_train), ("test", self._evaluate("test"))):
+        on_test = self._measured("test", point) if point else self._evaluate("test")
+        for part, measured in (("train", on_train), ("test", on_test)):
             row[f"{part}_loss"] = measured["loss"]
             if "accuracy" in measured:
                 total = size(getattr(self.problem.data, part))
                 row[f"{part}_right"] = round(measured["accuracy"] * total)
         return row
 
-    def _judge(self, loss: float) -> bool:
-        """Keep what is to be kept at this training loss; say whether it meets the goal."""
-        if not math.isfinite(loss):
-            after = f"after {self.updates} updates" if self.updates else "before the first update"
-            raise self._not_finite(f"a finite loss, got {loss} {after}")
-        while self.levels and loss <= self.levels[0]:
-            self.levels.pop(0)
-            self.checkpoints.append((self.updates, _on_cpu(solution(self.model))))
-        return self.config.stop_loss is not None and loss <= self.config.stop_loss
-
-    def _not_finite(self, otherwise: str) -> ComputationError:
+    def _not_finite(self, otherwise: str, update: int | None = None) -> ComputationError:
         """Return the error that names where the first number that is not finite appeared.
 
         That is, in the order of an update: a gradient of the last one, whose loss was finite, the
         weights it left, or what came next.
+
+        Args:
+            otherwise: What is told where neither is found.
+            update: The one with such a loss; where others came after it, they have to be blamed on
+                it. Default: none, but the look at the training loss.
         """
         if not self.updates:
             f = self.objectives["train"]
             fault = not_finite(f, "training", solution(self.model), gradient=False)
             return fault or ComputationError(f"training needs {otherwise}: look at the model")
-        named = list(self.model.named_parameters())
+        named = list(self.model.named_parameters()) if (update or math.inf) > self.updates else []
         looked = [("a finite gradient", "in", n, p.grad) for n, p in named if p.grad is not None]
         looked += [("finite weights", "after", n, p.detach()) for n, p in named]
         for what, when, name, x in looked:
@@ -435,15 +508,22 @@ class _Training:
             if len(bad):
                 otherwise = f"{what}, got {float(bad[0])} for {name} {when} update {self.updates}"
                 break
-        return ComputationError(f"training needs {otherwise}: lower the learning rate")
+        error = _DivergedError(f"training needs {otherwise}: lower the learning rate")
+        error.update = update or self.updates
+        return error
 
     def _next_look(self, loss: float) -> int:
         """Return after how many updates the loss is looked at again: sooner near a level."""
-        level = max([*self.levels[:1], self.config.stop_loss or 0.0])
-        wait = self.config.check_every
+        goal, wait = self.config.stop_loss or 0.0, self.config.check_every
+        if self.config.stop_within is not None and loss <= NEAR * goal:
+            return self.updates + 1
+        level = max([*self.levels[:1], goal])
         return self.updates + (min(2, wait) if loss <= NEAR * level else wait)
 
-    def _result(self, stopped: str) -> Run:
+    def _result(self, stopped: str, held: _Held | None = None) -> Run:
+        """Return the run, which ends at what was held where that is given."""
+        if held:
+            self._return_to(held)
         self.model.eval()
         now = dict(self.model.named_buffers())
         for name, before in self.loose.items():
@@ -452,24 +532,43 @@ class _Training:
                     f"training needs buffers that are kept, got {name}, which changes and is not "
                     "persistent: register it with persistent=True"
                 )
-        return self._so_far(stopped, {"end": {"train_loss": self.rows[-1]["train_loss"]}})
+        told = {"stop": self.told} if self.told else {}
+        end = {"train_loss": self.rows[-1]["train_loss"]}
+        return self._so_far(
+            stopped,
+            optimizer_state(self.optimizer, self.parameters) if held is None else held.optimizer,
+            {"end": end, **told},
+        )
+
+    def _return_to(self, held: _Held) -> None:
+        """Go back to a solution on the way, as if the training had ended there."""
+        place(self.model, held.point)
+        self.updates, self.examples = held.updates, held.examples
+        self.rows = [row for row in self.rows if row["update"] <= held.updates]
+        self.checkpoints = [found for found in self.checkpoints if found[0] <= held.updates]
+        if self.rows[-1]["update"] < held.updates:
+            self.rows.append(self._row(self._evaluate("train")))
 
     def _unfinished(self) -> Run:
         """Return the run so far, with all that a training needs to go on from there."""
-        where = self.parameters[0].device
         states = {"cpu": torch.get_rng_state()}
-        if where.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(where)
-        state = {
-            "looked": self.looked,
-            "next_look": self.next_look,
-            "last_row": self.last_row,
-            "examples": self.examples,
-            "epoch": self.epoch,
-            "stopped": self.stopped,
+        if self.where.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.where)
+        state = {name: getattr(self, name) for name in STATE}
+        state |= {
+            "plateaus": {name: asdict(plateau) for name, plateau in self.plateaus.items()},
+            "levels": len(self.levels),
+            "held": {
+                name: {key: getattr(held, key) for key in ("updates", "examples", "loss")}
+                for name, held in self.held.items()
+            },
             "random": {name: x.numpy().tobytes().hex() for name, x in states.items()},
         }
-        return self._so_far(INTERRUPTED, {"state": state})
+        optimizer = optimizer_state(self.optimizer, self.parameters)
+        for name, held in self.held.items():
+            optimizer |= {f"{name}/{key}": x for key, x in held.optimizer.items()}
+        points = [(held.updates, held.point) for held in self.held.values()]
+        return self._so_far(INTERRUPTED, optimizer, {"state": state}, points)
 
     def resume(self, begun: Run) -> None:
         """Take up a training where another of the same configuration was interrupted.
@@ -485,7 +584,11 @@ class _Training:
                 f"{differences(its, mine) or begun.stopped}: begin anew"
             )
         place(self.model, begun.end)
-        set_state(self.optimizer, self.parameters, begun.optimizer)
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, x in begun.optimizer.items():
+            owner, _, name = key.rpartition("/")
+            states.setdefault(owner, {})[name] = x
+        set_state(self.optimizer, self.parameters, states.get("", {}))
         self.start, self.updates = begun.start, begun.updates
         columns = {name: column.tolist() for name, column in begun.history.items()}
         self.rows = [
@@ -494,18 +597,48 @@ class _Training:
         self.checkpoints = list(
             zip(begun.checkpoint_updates.tolist(), begun.checkpoints, strict=True)
         )
-        self.levels = self.levels[len(self.checkpoints) :]
-        state = begun.spec["state"]
-        for name in ("looked", "next_look", "last_row", "examples", "epoch", "stopped"):
+        state = self._older(begun) | begun.spec["state"]
+        for name, numbers in reversed(state["held"].items()):
+            _, point = self.checkpoints.pop()
+            optimizer = states.get(name, {})
+            self.held[name] = _Held(**numbers, point=point, optimizer=optimizer)
+        for name in STATE:
             setattr(self, name, state[name])
+        self.levels = self.levels[len(self.levels) - state["levels"] :]
+        self.plateaus = {name: Patience(**x) for name, x in state["plateaus"].items()}
+        while self.mark is not None and self.mark <= self.updates:
+            self.mark = next(self.marks, None)
         for name, text in state["random"].items():
             tensor = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
             if name == "cpu":
                 torch.set_rng_state(tensor)
             else:
-                torch.cuda.set_rng_state(tensor, self.parameters[0].device)
+                torch.cuda.set_rng_state(tensor, self.where)
 
-    def _so_far(self, stopped: str, more: dict[str, Any]) -> Run:
+    def _older(self, begun: Run) -> dict[str, Any]:
+        """Return what the first version left out of an unfinished run.
+
+        Its batches had one size, and all its checkpoints were levels of the loss.
+        """
+        state = begun.spec["state"]
+        taken = state["examples"] - state["epoch"] * size(self.problem.data.train)
+        return {
+            "begun": begun.updates - taken // self.config.batch_size,
+            "batch_size": self.config.batch_size,
+            "seen": None,
+            "told": {},
+            "held": {},
+            "plateaus": {},
+            "levels": len(self.levels) - len(self.checkpoints),
+        }
+
+    def _so_far(
+        self,
+        stopped: str,
+        optimizer: dict[str, Tensor],
+        more: dict[str, Any],
+        points: Sequence[tuple[int, Solution]] = (),
+    ) -> Run:
         counts = {"update", "examples", "train_right", "test_right"}
         history = {
             name: torch.tensor(
@@ -514,15 +647,16 @@ class _Training:
             )
             for name in self.rows[0]
         }
+        checkpoints = [*self.checkpoints, *points]
         return Run(
             start=_on_cpu(self.start),
             end=_on_cpu(solution(self.model)),
-            checkpoints=[point for _, point in self.checkpoints],
+            checkpoints=[point for _, point in checkpoints],
             checkpoint_updates=torch.tensor(
-                [updates for updates, _ in self.checkpoints], dtype=torch.int64
+                [updates for updates, _ in checkpoints], dtype=torch.int64
             ),
             history=history,
-            optimizer=_optimizer_state(self.optimizer, self.parameters),
+            optimizer=optimizer,
             train_index=self.problem.data.train_index,
             test_index=self.problem.data.test_index,
             updates=self.updates,
@@ -537,44 +671,61 @@ class _Training:
         )
 
 
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> dict[str, Tensor]:
-    """Return the state by name, each entry of a parameter in the order of theta, (n,).
+class _Step:
+    """What ``_Training._step`` gives; as a generator it would cost a percent of a training."""
 
-    Numbers such as Adam's step stand once for each parameter tensor. A parameter that never had
-    a gradient has no state, that is zeros.
-    """
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    names = sorted({name for state in states for name, x in state.items() if torch.is_tensor(x)})
-    flat: dict[str, Tensor] = {}
-    for name in names:
-        known = next(state[name] for state in states if name in state)
-        blank = [torch.zeros_like(p) if known.ndim else known.new_zeros(()) for p in parameters]
-        pieces = [state.get(name, zero) for state, zero in zip(states, blank, strict=True)]
-        flat[name] = flatten(pieces).cpu()
-    return flat
+    def __init__(self, training: _Training) -> None:
+        self.training, self.block = training, whole()
+
+    def __enter__(self) -> None:
+        self.block.__enter__()
+        self.training.is_whole = False
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.training.is_whole = True
+        self.block.__exit__(kind, *error)
 
 
-def set_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], flat: dict[str, Tensor]
+def _require_parts(
+    config: TrainConfig, problem: Problem, clock: Clock, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Give an optimizer the state that ``_optimizer_state`` returned, ``Run.optimizer``."""
-    begin = 0
-    for i, p in enumerate(parameters):
-        end = begin + p.numel()
-        found = {
-            name: x[i] if name in NUMBERS else x[begin:end].reshape(p.shape)
-            for name, x in flat.items()
-        }
-        begin = end
-        if any(name in found and not found[name] for name in NUMBERS):
-            continue  # it never had a gradient, and torch makes its state at the first
-        for name, value in found.items():
-            like = optimizer.state[p].get(name)
-            where = p.device if name not in NUMBERS or like is None else like.device
-            optimizer.state[p][name] = value.clone().to(where)
+    """Refuse what the model, the data or the optimizer cannot do, before the first update."""
+    targets = problem.data.train[1]
+    if clock.sizes()[-1] > len(targets):
+        raise InputError(
+            f"{config.schedule} needs batches of at most the {len(targets)} training examples, got "
+            f"{clock.sizes()[-1]}: give most in schedule_options"
+        )
+    if config.batches == "stratified":
+        for batch_size in clock.sizes():
+            BATCHES["stratified"](targets, batch_size, stream(0, 0))
+    if config.ghost_batch is not None and not layers(problem.model):
+        raise InputError(
+            f"ghost_batch needs a model with BatchNorm, got {shown(config.model)} without: leave "
+            "it out"
+        )
+    moves = clock.setting(0, 0).momentum is not None
+    if moves and not {"momentum", "betas"} & optimizer.param_groups[0].keys():
+        raise InputError(
+            f"{config.schedule} needs an optimizer with momentum, got {config.optimizer}: choose "
+            "another, or set momenta to null in schedule_options"
+        )
+
+
+def _validation(problem: Problem) -> Part:
+    part: Part | None = getattr(problem.data, "validation", None)
+    if part is None:
+        raise InputError(
+            "early_stopping needs a validation part of the data, got none: ask for one, or give "
+            "patience, which watches the training loss"
+        )
+    return part
 
 
 def _on_cpu(point: Solution) -> Solution:
     return Solution(point.theta.cpu(), {name: b.cpu() for name, b in point.buffers.items()})
+
+
+def _like(point: Solution, where: torch.device) -> Solution:
+    return Solution(point.theta.to(where), {name: b.to(where) for name, b in point.buffers.items()})

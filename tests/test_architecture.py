@@ -25,9 +25,16 @@ LAYERS = [
     },
     {"records", "profiles", "densities"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
-    {"results", "vectors", "distributed", "names", "gemm"},
+    {"results", "vectors", "distributed", "names", "gemm", "building"},
     {
+        "unpickling",
+        "labels",
+        "augmentation",
+        "synthetic",
         "symmetries",
+        "models_images",
+        "models_keskar",
+        "transformers",
         "batch_norm",
         "plane_plots",
         "spectrum_plots",
@@ -39,21 +46,22 @@ LAYERS = [
         "reading_safetensors",
         "reading_hdf5",
     },
+    {"reading"},
+    {"data_files"},
     {
         "data",
         "models",
         "objective",
         "schedules",
-        "reading",
         "store",
         "journal",
         "plots",
     },
-    {"micro_batches", "finite", "logits", "apgd"},
+    {"micro_batches", "finite", "logits", "apgd", "sampling"},
     {"problem", "curvature"},
     {"fisher"},
-    {"operators"},
-    {"probes", "rayleigh_ritz"},
+    {"operators", "training_config", "stopping", "optimizer_state"},
+    {"probes", "rayleigh_ritz", "training_clock"},
     {"training", "lanczos"},
     {"quadrature"},
     {"spectrum", "directions", "by_class"},
@@ -87,6 +95,8 @@ LEAVES = {
 FORMATS = {"reading_torch", "reading_safetensors", "reading_hdf5"}
 LEAVES |= {name: {"errors", "text"} for name in FORMATS}
 LEAVES["reading"] = {"errors", "text"} | FORMATS
+LEAVES["unpickling"] = {"errors", "text"}
+LEAVES["data_files"] = {"errors", "text", "reading", "unpickling"}
 LEAVES["reading_hdf5_child"] = set()
 LEAVES["styles"] = set()
 LEAVES["spectrum_plots"] = LEAVES["plane_plots"] | {"styles"}

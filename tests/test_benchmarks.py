@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks.__main__ as bench
-from benchmarks import boxes, landscapes, perturbations, spectra
+from benchmarks import boxes, landscapes, perturbations, spectra, trainings
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.boxes import climb
@@ -15,6 +15,7 @@ from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_resid
 from benchmarks.workloads import MAKERS, make, tiny
 from sharpness.curvature import Dense, Hessian
 from sharpness.errors import InputError
+from sharpness.training import cpu_threads
 from sharpness.vectors import gaussian, rademacher
 
 SIZES = {"W1": 1_089_034, "W2": 1_457_674, "W3": 78_042, "W4": 110_400}
@@ -257,6 +258,24 @@ def test_without_their_workload_there_are_no_estimates() -> None:
     session = Told(["W4"], 1)
     spectra.spectra(session)
     assert (session.readings, session.estimates) == ({}, [])
+
+
+@pytest.mark.parametrize("batch_size", [32, 250])
+def test_both_trainings_are_the_same(batch_size: int) -> None:
+    """Up to the rounding of the same operations on the same numbers: none."""
+    with cpu_threads(1):
+        found = {name: act() for name, act in trainings.actions(batch_size, 25).items()}
+    assert torch.equal(found["ours"], found["by_hand"])
+
+
+def test_the_time_of_a_training_is_read_for_both_batch_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session((), 2, "")
+    monkeypatch.setattr(session, "ask", lambda *args, batch_size: {"ratio": 1 + batch_size / 100})
+    trainings.trainings(session)
+    assert session.readings == {"training 8": [1.08] * 2, "training 32": [1.32] * 2}
+    assert set(session.readings) == {bar.key for bar in BARS if bar.key.startswith("training")}
 
 
 def results(folder: Path) -> tuple[dict[str, Any], str]:

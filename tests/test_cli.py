@@ -25,12 +25,15 @@ from sharpness.experiments import RECIPES
 
 import sharpness as sh
 from sharpness import names, plots
-from sharpness.data import DATA
+from sharpness.building import ACTIVATIONS, INITIALIZATIONS
+from sharpness.data import DATA, TRANSFORMS
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
 from sharpness.problem import LOSSES
 from sharpness.results import RESULTS
+from sharpness.sampling import BATCHES
+from sharpness.schedules import SCALINGS, SCHEDULES
 from sharpness.training import OPTIMIZERS, cpu_threads
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -624,11 +627,34 @@ def test_a_picture_that_cannot_be_drawn_keeps_all_others_from_being_written(
     assert contents(kept) == before
 
 
+def test_a_remark_on_a_training_is_one_line_on_stderr(here: Path, ask: Ask) -> None:
+    asked = ["train", "--optimizer=rprop", "--updates=2", "--threads=1", "-o", "a.h5"]
+    code, _, err = ask(*asked)
+    lines = [line for line in err.splitlines() if "rprop is made for full batches" in line]
+    assert (code, len(lines)) == (0, 1)
+    assert ask(*asked, "-q", "--overwrite", "--seed=1")[2] == ""
+
+
+def test_options_of_a_training_that_are_lists_and_objects_arrive(here: Path, ask: Ask) -> None:
+    asked = ["--updates=5", "--threads=1", "--checkpoint-updates=2", "--checkpoint-updates=4"]
+    asked += ["--schedule=step", '--schedule-options={"milestones": [3]}', "--clip-norm=1"]
+    assert ask("train", *asked, "-q", "-o", "a.h5")[0] == 0
+    run = sh.load("a.h5")
+    assert run.checkpoint_updates.tolist() == [2, 4]
+    assert run.spec["train"]["schedule_options"] == {"milestones": [3]}
+    assert run.spec["train"]["clip_norm"] == 1.0
+    assert "warmup" not in run.spec["train"]
+    code, _, err = ask("train", *asked, "--schedule=linear", "-q", "-o", "b.h5")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "schedule linear needs floor options, got 'milestones'" in err
+
+
 def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> None:
     code, out, err = ask("list", "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    tables = [MODELS, DATA, LOSSES, OPTIMIZERS, MEASURES, OPERATORS, RECIPES]
+    tables: list[Any] = [MODELS, ACTIVATIONS, INITIALIZATIONS, DATA, TRANSFORMS, LOSSES]
+    tables += [OPTIMIZERS, BATCHES, SCHEDULES, SCALINGS, MEASURES, OPERATORS, RECIPES]
     assert [list(lines) for lines in told.values()] == [list(table) for table in tables]
     _, out, _ = ask("list")
     for lines in told.values():

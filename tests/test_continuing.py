@@ -100,6 +100,97 @@ def test_a_training_that_is_interrupted_after_every_update_ends_with_the_same_by
         assert content(run, tmp_path) == wanted
 
 
+SCHEDULED: dict[str, dict[str, Any]] = {
+    "warm-up and cosine": {"schedule": "cosine", "warmup": 5, "batches": "replacement"},
+    "one-cycle": {"schedule": "one-cycle", "clip_norm": 0.5},
+    "triangular2 in epochs": {
+        "schedule": "triangular2",
+        "schedule_options": {"half_cycle": 0.7},
+        "schedule_unit": "epochs",
+        "checkpoint_geometric": 1.5,
+        "checkpoint_updates": [5, 11],
+    },
+    "growing stratified batches": {
+        "batch_size": 10,
+        "batches": "stratified",
+        "schedule": "increase-batch",
+        "schedule_options": {"milestones": [1.5], "factor": 2.5},
+        "schedule_unit": "epochs",
+    },
+}
+EXAMPLES = (torch.eye(50), torch.ones(50, 1))
+ENDS: dict[str, dict[str, Any]] = {
+    "a bound": {
+        "stop_loss": 2.0,
+        "stop_within": 1e-3,
+        "learning_rate": 0.02,
+        "model_options": {"widths": []},
+    },
+    "patience": {"patience": 9, "min_improvement": 0.5},
+    "divergence": {
+        "data": (2 * (EXAMPLES,)),
+        "loss": "mse",
+        "model_options": {"widths": []},
+        "optimizer": "sgd",
+        "learning_rate": 300.0,
+        "keep_diverged": True,
+    },
+    "early stopping": {
+        "optimizer": "adam",
+        "learning_rate": 0.1,
+        "label_noise": 0.5,
+        "updates": 300,
+        "early_stopping": 12,
+        "checkpoint_updates": [2, 290],
+    },
+}
+STOPPED = {
+    "a bound": "stop_loss",
+    "patience": "patience",
+    "divergence": "diverged",
+    "early stopping": "early_stopping",
+}
+# Rprop takes no rate from a schedule, and there is no momentum for a cycle in Adagrad.
+WITHOUT = {("rprop", name) for name in SCHEDULED} | {("adagrad", "one-cycle")}
+CASES = {
+    f"{name} of {optimizer}": {"optimizer": optimizer, **changes}
+    for name, changes in SCHEDULED.items()
+    for optimizer in OPTIMIZERS
+    if (optimizer, name) not in WITHOUT
+} | ENDS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_schedules_and_ends_go_on_where_they_were_interrupted(
+    case: str, validated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, **{"stop_loss": None, "checkpoint_losses": [], **CASES[case]})
+    wanted = train(config)
+    assert wanted.stopped == STOPPED.get(case, "updates")
+    assert wanted.updates >= 3
+    run, begun = None, None
+    while run is None:
+        run, begun = interrupted(config, 3, begun, monkeypatch)
+        if begun is not None:
+            save(tmp_path / "sb.h5.part", begun, overwrite=True)
+            begun = load_as(tmp_path / "sb.h5.part", Run)
+    assert content(run, tmp_path) == content(wanted, tmp_path)
+
+
+def test_an_unfinished_run_of_the_first_version_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knew no growing batches, and no ends but three."""
+    first = ("looked", "next_look", "last_row", "examples", "epoch", "stopped", "random")
+    wanted = content(train(SMALL), tmp_path)
+    for steps in (2, 4, 5, 9):
+        _, begun = interrupted(SMALL, steps, None, monkeypatch)
+        assert begun is not None
+        state = {name: begun.spec["state"][name] for name in first}
+        older = replace(begun, spec={**begun.spec, "state": state})
+        assert content(train(SMALL, begun=older), tmp_path) == wanted
+
+
 def test_a_signal_within_a_look_at_the_loss_costs_the_look_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

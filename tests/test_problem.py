@@ -194,8 +194,8 @@ def test_only_a_classifier_has_an_accuracy() -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "named"),
     [
-        ("model", "mpl", "mlp, cnn or module:function, got 'mpl': did you mean mlp"),
-        ("data", "digit", "data needs to be digits .*did you mean digits"),
+        ("model", "mpl", "mlp, cnn, .* or module:function, got 'mpl': did you mean mlp"),
+        ("data", "digit", "data needs to be digits.*did you mean digits"),
         ("loss", "cross-entropy", "loss needs to be .*did you mean cross_entropy"),
         ("model", "zzz", "got 'zzz': choose one"),
         ("model", "nets", "got 'nets'"),
