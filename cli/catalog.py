@@ -21,7 +21,7 @@ TABLES = {
     "models": ("sharpness.models", "MODELS"),
     "data sets": ("sharpness.data", "DATA"),
     "losses": ("sharpness.problem", "LOSSES"),
-    "optimizers": ("sharpness.training", "OPTIMIZERS"),
+    "optimizers": ("sharpness.optimizers", "OPTIMIZERS"),
     "measures": ("sharpness.measures", "MEASURES"),
     "operators": ("sharpness.operators", "OPERATORS"),
     "recipes": ("sharpness.experiments", "RECIPES"),

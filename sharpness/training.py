@@ -10,19 +10,21 @@ from time import monotonic
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpness.data import batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite
+from sharpness.methods import Task, plain
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
-from sharpness.objective import Objective, arguments, on_device
+from sharpness.objective import Objective, on_device
+from sharpness.optimizers import OPTIMIZERS, require_options, set_state, state_of
 from sharpness.problem import DTYPES, Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.signals import Stopped, whole
 from sharpness.text import differences
-from sharpness.vectors import flatten, stream
+from sharpness.vectors import stream
 
 UPDATES = 20_000  # the cap where neither epochs nor updates is given
 STOP_LOSS = 1e-2  # the goal where nothing else ends the training
@@ -30,9 +32,10 @@ NEAR = 2.0  # within this many times the next level, the loss is checked every 2
 KEEP_EVERY = 10.0  # seconds between two times that an unfinished run is kept
 KEEP_SHARE = 20  # times what that takes, at least
 INTERRUPTED = "interrupted"
-NUMBERS = ("step",)  # of an optimizer's state: one for each parameter tensor
 MOST_THREADS = 1024  # torch dies of far more
 LARGEST_SEED = 2**63 - 1
+
+LATER = ("optimizer_options",)  # fields that came after the first files
 
 LOG = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class TrainConfig:
     momentum: float = 0.0  # of sgd and rmsprop
     nesterov: bool = False  # of sgd with momentum
     weight_decay: float = 0.0  # added to the gradient; of adamw, decoupled from it
+    optimizer_options: dict[str, Any] = field(default_factory=dict)  # its own, as torch names them
     epochs: int | None = None
     updates: int | None = None
     stop_loss: float | None = None
@@ -77,38 +81,6 @@ class TrainConfig:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None  # of the CPU; what torch uses by default
-
-
-Build = Callable[[list[nn.Parameter], TrainConfig], torch.optim.Optimizer]
-
-# Their state is stored in the run by the names that torch gives it.
-OPTIMIZERS: dict[str, Build] = {
-    "adam": lambda p, c: torch.optim.Adam(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "adamw": lambda p, c: torch.optim.AdamW(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "sgd": lambda p, c: torch.optim.SGD(
-        p,
-        lr=c.learning_rate,
-        momentum=c.momentum,
-        nesterov=c.nesterov,
-        weight_decay=c.weight_decay,
-        fused=True,
-    ),
-    "rmsprop": lambda p, c: torch.optim.RMSprop(
-        p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
-    ),
-    "rprop": lambda p, c: torch.optim.Rprop(p, lr=c.learning_rate),
-    "adagrad": lambda p, c: torch.optim.Adagrad(p, lr=c.learning_rate, weight_decay=c.weight_decay),
-}
-# The options that mean something to some of them only.
-TAKES = {
-    "momentum": ("sgd", "rmsprop"),
-    "nesterov": ("sgd",),
-    "weight_decay": ("adam", "adamw", "sgd", "rmsprop", "adagrad"),
-}
 
 
 def train(
@@ -211,18 +183,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     for name, share in {"momentum": config.momentum, "label_noise": config.label_noise}.items():
         if not 0 <= share < 1:
             raise InputError(f"{name} needs to be at least 0 and below 1, got {share}: change it")
-    if config.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer needs to be one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}"
-        )
-    for name, optimizers in TAKES.items():
-        if getattr(config, name) and config.optimizer not in optimizers:
-            raise InputError(
-                f"{name} needs {' or '.join(optimizers)}, got {getattr(config, name)} with "
-                f"{config.optimizer}: leave it out"
-            )
-    if config.nesterov and not config.momentum:
-        raise InputError("nesterov needs a momentum above 0, got 0: give one")
+    require_options(config)
     if config.dtype not in DTYPES:
         raise InputError(f"dtype needs to be one of {', '.join(DTYPES)}, got {config.dtype!r}")
     try:
@@ -243,8 +204,14 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def record(config: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values; an object becomes the words ``object NAME``."""
+    """Return the configuration as JSON values; an object becomes the words ``object NAME``.
+
+    A field of ``LATER`` that is at its default is left out, so that the records of older versions
+    stay those of the same configuration.
+    """
     values = asdict(replace(config, model=None, data=None, loss=None))
+    default = asdict(TrainConfig())
+    values = {k: x for k, x in values.items() if k not in LATER or x != default[k]}
     return values | {key: shown(getattr(config, key)) for key in ("model", "data", "loss")}
 
 
@@ -365,16 +332,19 @@ class _Training:
                 yield on_device(where, inputs), targets.to(where)
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
-        args, kwargs = arguments(inputs)
+        begun = False
+
+        def loss(outputs: Any, of: Tensor) -> Tensor:
+            nonlocal begun
+            value = self.objectives["train"].loss_of_outputs(outputs, of)
+            if not begun and not math.isfinite(number := value.item()):
+                # While the gradients of the last update are still there.
+                raise self._not_finite(f"a finite loss, got {number} in {self._next()}")
+            begun = True
+            return value
+
         try:
-            outputs = self.model(*args, **kwargs)
-            loss = self.objectives["train"].loss_of_outputs(outputs, targets)
-            value = loss.item()
-            if not math.isfinite(value):  # while the gradients of the last update are still there
-                raise self._not_finite(f"a finite loss, got {value} in {self._next()}")
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
+            plain(Task(self.model, loss, inputs, targets, self.optimizer))
         except (InputError, ComputationError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
@@ -485,7 +455,7 @@ class _Training:
                 f"{differences(its, mine) or begun.stopped}: begin anew"
             )
         place(self.model, begun.end)
-        _set_state(self.optimizer, self.parameters, begun.optimizer)
+        set_state(self.optimizer, self.parameters, begun.optimizer)
         self.start, self.updates = begun.start, begun.updates
         columns = {name: column.tolist() for name, column in begun.history.items()}
         self.rows = [
@@ -522,7 +492,7 @@ class _Training:
                 [updates for updates, _ in self.checkpoints], dtype=torch.int64
             ),
             history=history,
-            optimizer=_optimizer_state(self.optimizer, self.parameters),
+            optimizer=state_of(self.optimizer, self.parameters),
             train_index=self.problem.data.train_index,
             test_index=self.problem.data.test_index,
             updates=self.updates,
@@ -535,45 +505,6 @@ class _Training:
                 **more,
             },
         )
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> dict[str, Tensor]:
-    """Return the state by name, each entry of a parameter in the order of theta, (n,).
-
-    Numbers such as Adam's step stand once for each parameter tensor. A parameter that never had
-    a gradient has no state, that is zeros.
-    """
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    names = sorted({name for state in states for name, x in state.items() if torch.is_tensor(x)})
-    flat: dict[str, Tensor] = {}
-    for name in names:
-        known = next(state[name] for state in states if name in state)
-        blank = [torch.zeros_like(p) if known.ndim else known.new_zeros(()) for p in parameters]
-        pieces = [state.get(name, zero) for state, zero in zip(states, blank, strict=True)]
-        flat[name] = flatten(pieces).cpu()
-    return flat
-
-
-def _set_state(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], flat: dict[str, Tensor]
-) -> None:
-    """Give an optimizer the state that ``_optimizer_state`` returned."""
-    begin = 0
-    for i, p in enumerate(parameters):
-        end = begin + p.numel()
-        found = {
-            name: x[i] if name in NUMBERS else x[begin:end].reshape(p.shape)
-            for name, x in flat.items()
-        }
-        begin = end
-        if any(name in found and not found[name] for name in NUMBERS):
-            continue  # it never had a gradient, and torch makes its state at the first
-        for name, value in found.items():
-            like = optimizer.state[p].get(name)
-            where = p.device if name not in NUMBERS or like is None else like.device
-            optimizer.state[p][name] = value.clone().to(where)
 
 
 def _on_cpu(point: Solution) -> Solution:

@@ -29,9 +29,10 @@ from sharpness.data import DATA
 from sharpness.measures import MEASURES
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import LOSSES
 from sharpness.results import RESULTS
-from sharpness.training import OPTIMIZERS, cpu_threads
+from sharpness.training import cpu_threads
 
 Ask = Callable[..., tuple[int, str, str]]
 
