@@ -56,7 +56,7 @@ LAYERS = [
     {"operators"},
     {"probes", "rayleigh_ritz"},
     {"training", "lanczos"},
-    {"quadrature"},
+    {"quadrature", "ensembles"},
     {"spectrum", "directions", "by_class"},
     {"by_layer"},
     {"grid"},

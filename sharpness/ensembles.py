@@ -1,0 +1,292 @@
+"""Several trainings that differ in their seeds alone, in one go: small networks share each step.
+
+The weights of all networks are stacked, one update is one forward and one backward pass of the
+stack (``torch.func``), and one step of an optimizer whose rule treats each number by itself. A
+member that meets its own end leaves the stack, and the others go on.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sharpness.batch_norm import layers
+from sharpness.data import size, take
+from sharpness.objective import arguments, on_device
+from sharpness.optimizers import ELEMENTWISE, OPTIMIZERS
+from sharpness.problem import seeded
+from sharpness.results import Run
+from sharpness.training import (
+    TrainConfig,
+    _Training,
+    cpu_threads,
+    problem_of,
+    record,
+    resolved,
+    train,
+)
+
+SEEDS: dict[str, Any] = {
+    "seed": 0,
+    "order_seed": 0,
+    "split_seed": 0,
+}  # all that members may differ in
+# The fields that a stack does justice to; one that is not here, and is set, is trained by itself.
+KNOWN = {
+    *("model", "model_options", "data", "loss", "train_examples", "label_noise", "batch_size"),
+    *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "optimizer_options"),
+    *("epochs", "updates", "stop_loss", "check_every", "checkpoint_losses"),
+    *("seed", "order_seed", "split_seed", "dtype", "device", "threads"),
+}
+SAME = 1e-3  # of a loss: a stack that is another function is off by more, rounding by far less
+
+LOG = logging.getLogger(__name__)
+Values = dict[str, Tensor]  # by the names of parameters and buffers, (members, ...) each
+
+
+def train_all(
+    configs: Sequence[TrainConfig],
+    *,
+    progress: Callable[[int, int | None, str], None] | None = None,
+) -> list[Run]:
+    """Return the runs of these trainings, in their order, each as ``train`` returns it.
+
+    Trainings that differ in nothing but their seeds are trained in one stack where the network
+    and the optimizer allow it; all others one by one. In a stack sums round otherwise: a run is
+    that of ``train`` to rounding, and the same again every time. Networks are left out that have
+    running statistics, dropout or another chance in training mode, or operations that
+    ``torch.func.vmap`` does not know, and so is L-BFGS, whose steps depend on all numbers together.
+
+    Args:
+        configs: Of each training; each ends by itself, at its own training loss.
+        progress: Called after each training with how many are done.
+
+    Raises:
+        InputError: If a configuration cannot be met.
+        ComputationError: If a training loss stops being finite.
+
+    >>> configs = [TrainConfig(batch_size=100, updates=5, seed=seed) for seed in (0, 1)]
+    >>> one, other = train_all(configs)
+    >>> one.updates, other.spec["train"]["seed"]
+    (5, 1)
+    >>> torch.allclose(other.end.theta, train(configs[1]).end.theta, atol=1e-5)
+    True
+    """
+    ready = [resolved(config) for config in configs]
+    found: dict[int, Run] = {}
+
+    def done(i: int, run: Run) -> None:
+        found[i] = run
+        if progress:
+            progress(len(found), len(ready), f"seed {ready[i].seed}, {run.updates} updates")
+
+    for members in _groups(ready):
+        stack = _stack([ready[i] for i in members]) if len(members) > 1 else None
+        if stack is not None:
+            LOG.info("train_all: %d trainings in one stack", len(members))
+            _train(stack, lambda k, run, at=tuple(members): done(at[k], run))
+            continue
+        for i in members:
+            done(i, train(ready[i]))
+    return [found[i] for i in range(len(ready))]
+
+
+def _groups(configs: list[TrainConfig]) -> list[list[int]]:
+    """Return the numbers of those that differ in their seeds alone, together."""
+    groups: dict[Any, list[int]] = {}
+    for i, config in enumerate(configs):
+        objects = [id(x) for x in (config.model, config.data, config.loss)]
+        told = json.dumps(record(replace(config, **SEEDS)), sort_keys=True)
+        names = [isinstance(x, str) for x in (config.model, config.data, config.loss)]
+        # Objects of one class have one record.
+        unlike = tuple(None if known else x for known, x in zip(names, objects, strict=True))
+        groups.setdefault((told, unlike), []).append(i)
+    return list(groups.values())
+
+
+class _Stack:
+    """Members whose weights lie in one tensor for each parameter of the network."""
+
+    def __init__(self, members: list[_Training]) -> None:
+        self.members = members
+        self.shape = deepcopy(members[0].model)  # of the forward pass; its numbers are not used
+        states = [
+            {**dict(t.model.named_parameters()), **dict(t.model.named_buffers())} for t in members
+        ]
+        trainable = {n for n, p in members[0].model.named_parameters() if p.requires_grad}
+        self.values: Values = {
+            name: torch.stack([state[name].detach() for state in states]) for name in states[0]
+        }
+        self.parameters = {
+            name: nn.Parameter(self.values[name]) for name in self.values if name in trainable
+        }
+        self.values |= self.parameters
+        self._point()
+        config = members[0].config
+        self.optimizer = OPTIMIZERS[config.optimizer](list(self.parameters.values()), config)
+
+    def _point(self) -> None:
+        """Let the weights of each member be its part of the stack, which looks at it see."""
+        for i, t in enumerate(self.members):
+            own = dict(t.model.named_parameters())
+            for name, p in self.parameters.items():
+                own[name].data = p.detach()[i]
+
+    def losses(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss of each member on its batch, (members,)."""
+        f = self.members[0].objectives["train"]
+
+        def of_one(values: Values, inputs: Any, targets: Tensor) -> Tensor:
+            args, options = arguments(inputs)
+            outputs = functional_call(self.shape, values, args, options)
+            return f.loss_of_outputs(outputs, targets)
+
+        found: Tensor = torch.vmap(of_one)(self.values, inputs, targets)
+        return found
+
+    def update(self, inputs: Any, targets: Tensor) -> None:
+        """Take one step of all members."""
+        losses = self.losses(inputs, targets)
+        total = losses.sum()
+        if not torch.isfinite(total):
+            self._fail(losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        self.optimizer.step()
+        for t in self.members:
+            t.updates += 1
+            t.examples += targets.shape[1]
+
+    def _fail(self, losses: Tensor) -> None:
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        for i in bad:
+            t = self.members[i]
+            own = dict(t.model.named_parameters())
+            for name, p in self.parameters.items():
+                own[name].grad = None if p.grad is None else p.grad[i]
+            number = losses[i].item()
+            raise t._not_finite(f"a finite loss, got {number} in update {t.updates + 1}")
+
+    def hand_over(self, i: int) -> None:
+        """Give a member its part of the optimizer's state."""
+        t = self.members[i]
+        own = dict(t.model.named_parameters())
+        for name, p in self.parameters.items():
+            t.optimizer.state[own[name]] = {
+                key: x[i].clone() if isinstance(x, Tensor) and x.ndim else deepcopy(x)
+                for key, x in self.optimizer.state.get(p, {}).items()
+            }
+
+    def keep(self, left: list[int]) -> None:
+        """Go on with these members; the weights of the others stay as they are."""
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+        index = torch.tensor(left, device=next(iter(self.values.values())).device)
+        self.members = [self.members[i] for i in left]
+        self.values = {name: x.detach()[index] for name, x in self.values.items()}
+        self.parameters = {name: nn.Parameter(self.values[name]) for name in self.parameters}
+        self.values |= self.parameters
+        self._point()
+        config = self.members[0].config
+        self.optimizer = OPTIMIZERS[config.optimizer](list(self.parameters.values()), config)
+        for name, p in self.parameters.items():
+            self.optimizer.state[p] = {
+                key: x[index] if isinstance(x, Tensor) and x.ndim else x
+                for key, x in states[name].items()
+            }
+
+
+def _stack(configs: list[TrainConfig]) -> _Stack | None:
+    """Return the stack of these trainings at their start, None where they need one by one."""
+    first = configs[0]
+    if first.optimizer not in ELEMENTWISE or not record(first).keys() <= KNOWN:
+        return None
+    members = [_Training(config, problem_of(config)) for config in configs]
+    sizes = {size(t.problem.data.train) for t in members}
+    if len(sizes) > 1 or first.batch_size > min(sizes) or not _is_plain(members[0]):
+        return None  # what a single training refuses, it tells
+    stack = _Stack(members)
+    inputs, targets = _joined([_first(t) for t in members])
+    try:
+        with torch.no_grad():
+            found = stack.losses(inputs, targets)
+            wanted = torch.stack([_loss(t) for t in members])
+        losses = stack.losses(inputs, targets)
+        torch.autograd.grad(losses.sum(), list(stack.parameters.values()), allow_unused=True)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        LOG.info("train_all: one by one, because %s", " ".join(str(error).split())[:200])
+        return None
+    return stack if torch.allclose(found, wanted, rtol=SAME, atol=0) else None
+
+
+def _train(stack: _Stack, done: Callable[[int, Run], None]) -> None:
+    """Train all members, and tell the number and the run of each as it ends."""
+    config = stack.members[0].config
+    where = stack.members[0].parameters[0].device
+    numbers = {id(t): k for k, t in enumerate(stack.members)}
+    following = {id(t): t._batches() for t in stack.members}
+    with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
+        while True:
+            for t in stack.members:
+                t._look(None)
+            left = [i for i, t in enumerate(stack.members) if not t.stopped]
+            for i, t in enumerate(stack.members):
+                if t.stopped:
+                    stack.hand_over(i)
+                    done(numbers[id(t)], t._result(t.stopped))
+            if not left:
+                return
+            if len(left) < len(stack.members):
+                stack.keep(left)
+            stack.update(*_joined([next(following[id(t)]) for t in stack.members]))
+
+
+def _is_plain(t: _Training) -> bool:
+    """Say whether a pass in training mode draws nothing and changes no buffer."""
+    if layers(t.model):
+        return False
+    trial = deepcopy(t.model)
+    before = [b.clone() for b in trial.buffers()]
+    where = t.parameters[0].device
+    with torch.no_grad(), seeded(0, where):
+        states = _random(where)
+        args, options = arguments(_first(t)[0])
+        trial(*args, **options)
+        drew = not all(map(torch.equal, states, _random(where)))
+    return not drew and all(map(torch.equal, before, trial.buffers()))
+
+
+def _random(where: torch.device) -> list[Tensor]:
+    on_gpu = [torch.cuda.get_rng_state(where)] if where.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def _first(t: _Training) -> tuple[Any, Tensor]:
+    where = t.parameters[0].device
+    inputs, targets = take(t.problem.data.train, torch.arange(t.config.batch_size))
+    return on_device(where, inputs), targets.to(where)
+
+
+def _loss(t: _Training) -> Tensor:
+    """Return the loss of a member by itself on its first batch, ()."""
+    inputs, targets = _first(t)
+    args, options = arguments(inputs)
+    return t.objectives["train"].loss_of_outputs(t.model(*args, **options), targets)
+
+
+def _joined(batches: list[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    """Return the batches of all members as one, each tensor (members, batch, ...)."""
+    return _joined_parts([x for x, _ in batches]), torch.stack([y for _, y in batches])
+
+
+def _joined_parts(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: _joined_parts([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(_joined_parts(list(several)) for several in zip(*parts, strict=True))
+    return torch.stack(parts)
