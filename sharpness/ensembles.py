@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +45,11 @@ KNOWN = {
     *("epochs", "updates", "stop_loss", "check_every", "checkpoint_losses"),
     *("seed", "order_seed", "split_seed", "dtype", "device", "threads"),
 }
+# What treats each number by itself.
+ACTIVATIONS = (
+    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SELU, nn.SiLU, nn.Softplus, nn.LeakyReLU),
+    *(nn.Hardtanh, nn.Identity),
+)
 SAME = 1e-3  # of a loss: a stack that is another function is off by more, rounding by far less
 
 LOG = logging.getLogger(__name__)
@@ -92,7 +96,8 @@ def train_all(
         stack = _stack([ready[i] for i in members]) if len(members) > 1 else None
         if stack is not None:
             LOG.info("train_all: %d trainings in one stack", len(members))
-            _train(stack, lambda k, run, at=tuple(members): done(at[k], run))
+            for i, run in zip(members, _train(stack), strict=True):
+                done(i, run)
             continue
         for i in members:
             done(i, train(ready[i]))
@@ -118,12 +123,9 @@ class _Stack:
     def __init__(self, members: list[_Training]) -> None:
         self.members = members
         self.shape = deepcopy(members[0].model)  # of the forward pass; its numbers are not used
-        for part in self.shape.modules():
-            if type(part) is nn.Linear:
-                part.forward = partial(_linear, part)  # type: ignore[method-assign]
-        states = [
-            {**dict(t.model.named_parameters()), **dict(t.model.named_buffers())} for t in members
-        ]
+        self.layers = _layered(self.shape)
+        models = [t.model for t in members]
+        states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
         trainable = {n for n, p in members[0].model.named_parameters() if p.requires_grad}
         self.values: Values = {
             name: torch.stack([state[name].detach() for state in states]) for name in states[0]
@@ -154,7 +156,10 @@ class _Stack:
             args, options = arguments(inputs)
             return functional_call(self.shape, values, args, options)
 
-        outputs = torch.vmap(of_one)(self.values, inputs)  # (members, batch, ...)
+        if self.layers is not None and isinstance(inputs, Tensor):
+            outputs = _passed(self.layers, self.values, inputs)  # (members, batch, ...)
+        else:
+            outputs = torch.vmap(of_one)(self.values, inputs)
         f = self.members[0].objectives["train"]
         return f.loss_of_outputs(outputs.flatten(0, 1), targets.flatten(0, 1))
 
@@ -229,11 +234,11 @@ def _stack(configs: list[TrainConfig]) -> _Stack | None:
     return stack if torch.allclose(found, wanted, rtol=SAME, atol=0) else None
 
 
-def _train(stack: _Stack, done: Callable[[int, Run], None]) -> None:
-    """Train all members, and tell the number and the run of each as it ends."""
+def _train(stack: _Stack) -> list[Run]:
+    """Return the runs of all members, in their order."""
     config = stack.members[0].config
     where = stack.members[0].parameters[0].device
-    numbers = {id(t): k for k, t in enumerate(stack.members)}
+    members, found = stack.members, {}
     following = {id(t): t._batches() for t in stack.members}
     with cpu_threads(config.threads), seeded(config.order_seed or 0, where):
         while True:
@@ -243,9 +248,9 @@ def _train(stack: _Stack, done: Callable[[int, Run], None]) -> None:
             for i, t in enumerate(stack.members):
                 if t.stopped:
                     stack.hand_over(i)
-                    done(numbers[id(t)], t._result(t.stopped))
+                    found[id(t)] = t._result(t.stopped)
             if not left:
-                return
+                return [found[id(t)] for t in members]
             if len(left) < len(stack.members):
                 stack.keep(left)
             stack.update(*_joined([next(following[id(t)]) for t in stack.members]))
@@ -306,43 +311,45 @@ def _joined_parts(parts: list[Any]) -> Any:
     return torch.stack(parts)
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    found: Tensor = _Affine.apply(x, layer.weight, layer.bias)
-    return found
+def _layered(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """Return the layers of a plain chain of linear layers and activations, None of others.
 
-
-class _Affine(torch.autograd.Function):
-    """X W^T + b, of a stack by products whose gradients lie in memory as the weights do.
-
-    Those of torch's own rule are transposed, and are copied before they are added up: measured on
-    one core, that took as long again as the passes of a stack of ten.
+    ``torch.func.vmap`` costs some tens of microseconds per operation, which is more than these
+    layers take; each of them does to a stack what it does to one network.
     """
+    if type(model) is not nn.Sequential:
+        return None
+    parts = list(model.named_children())
+    plain = not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    known = all(type(part) in (nn.Linear, nn.Flatten, *ACTIVATIONS) for _, part in parts)
+    whole = all(
+        (part.start_dim, part.end_dim) == (1, -1)
+        for _, part in parts
+        if isinstance(part, nn.Flatten)
+    )
+    return parts if plain and known and whole else None
 
-    @staticmethod
-    def forward(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, W, b)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, W: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
-        x, W, b = (
-            part
-            if part is None
-            else part.expand(info.batch_size, *part.shape)
-            if dim is None
-            else part.movedim(dim, 0)
-            for part, dim in zip((x, W, b), in_dims, strict=True)
-        )
-        rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)  # (members, rows, inputs)
-        found: Tensor = _Stacked.apply(rows, W, b)
-        return found.reshape(*x.shape[:-1], W.shape[1]), 0
+def _passed(parts: list[tuple[str, nn.Module]], values: Values, x: Tensor) -> Tensor:
+    """Return what the layers make of inputs (members, batch, ...)."""
+    for name, part in parts:
+        if isinstance(part, nn.Flatten):
+            x = x.flatten(2)
+        elif isinstance(part, nn.Linear):
+            W, b = values[f"{name}.weight"], values.get(f"{name}.bias")
+            rows: Tensor = _Stacked.apply(x.flatten(1, -2), W, b)  # type: ignore[no-untyped-call]
+            x = rows.reshape(*x.shape[:-1], W.shape[1])
+        else:
+            x = part(x)
+    return x
 
 
 class _Stacked(torch.autograd.Function):
-    """X W^T + b of stacked X (m, rows, in), W (m, out, in) and b (m, out)."""
+    """X W^T + b of stacked X (m, rows, in), W (m, out, in) and b (m, out).
+
+    The gradients lie in memory as the weights do. Those of torch's own rule are transposed, and
+    copied before they are added up, which takes longer than the product.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

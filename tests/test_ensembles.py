@@ -136,6 +136,48 @@ def test_the_others_stay_in_training_mode_where_one_is_done(stacked: Any) -> Non
         agree(run, train(own))
 
 
+class Wrapped(nn.Module):
+    """The same function, seen as one of no known layers."""
+
+    def __init__(self, chain: nn.Module) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.chain(x)
+        return z
+
+
+def images() -> nn.Module:
+    """Layers of matrices, which no chain of ours is."""
+    first = nn.Sequential(nn.Linear(8, 6, bias=False))
+    return nn.Sequential(nn.Unflatten(1, (8, 8)), first, nn.Flatten(), nn.Linear(48, 10))
+
+
+def chain() -> nn.Module:
+    last = nn.Linear(12, 10)
+    last.bias.requires_grad_(False)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 12, bias=False), nn.Tanh(), nn.Linear(12, 12), nn.ELU(), last
+    )
+
+
+def wrapped() -> nn.Module:
+    return Wrapped(chain())
+
+
+@pytest.mark.parametrize("model", [chain, wrapped, images])
+def test_chains_of_layers_and_other_networks_are_what_they_are_alone(
+    model: Any, stacked: Any
+) -> None:
+    config = replace(SMALL, model=model, model_options={}, updates=20)
+    runs, alone = stacked(seeds(config))
+    assert alone == 0
+    assert (ensembles._layered(model()) is None) == (model is not chain)
+    for run, own in zip(runs, seeds(config), strict=True):
+        agree(run, train(own))
+
+
 def normalized() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
 
