@@ -22,7 +22,7 @@ import torch
 
 import sharpness as sh
 
-from . import landscapes, spectra
+from . import ensembles, landscapes, spectra
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -167,6 +167,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "floor": floor,
     "landscapes": landscapes.landscapes,
     "spectra": spectra.spectra,
+    "ensembles": ensembles.ensembles,
 }
 
 

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sharpness as sh
 from sharpness.vectors import gaussian
 
+from .ensembles import timed
 from .landscapes import points
 from .solvers import SOLVERS, true_residual
 from .spectra import TOOLS
@@ -117,6 +118,11 @@ def estimate(
     return {"seconds": seconds, "memory_mib": memory, **asdict(found)}
 
 
+def ensemble(workload: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of several trainings one by one and in a stack; no folder is needed."""
+    return {"of": workload, **timed(options)}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "gradient": gradient,
@@ -124,6 +130,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "solve": solve,
     "points": points,
     "estimate": estimate,
+    "ensemble": ensemble,
 }
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         to_scipy as to_scipy,
     )
     from sharpness.cuts import cut as cut
+    from sharpness.ensembles import train_all as train_all
     from sharpness.errors import (
         ComputationError as ComputationError,
         InputError as InputError,
@@ -110,6 +111,7 @@ HOMES = {
     # trainings
     "TrainConfig": "training",
     "train": "training",
+    "train_all": "ensembles",
     # curvature
     "AdaptiveHessian": "curvature",
     "Block": "operators",

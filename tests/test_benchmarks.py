@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks.__main__ as bench
-from benchmarks import landscapes, spectra
+from benchmarks import ensembles, landscapes, spectra
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.solvers import Timed, ours, ours_fast, scipy_on_ours, true_residual
@@ -274,3 +274,9 @@ def test_the_results_that_are_kept_are_those_on_the_page() -> None:
     for bar in BARS:
         values = [x for part in parts.values() for x in part["readings"].get(bar.key, [])]
         assert bar.row(values) in text
+
+
+def test_a_stack_and_trainings_one_by_one_are_both_timed() -> None:
+    found = ensembles.timed({"updates": 2, "model_options": {"widths": []}}, seeds=2)
+    assert found.keys() == {"alone", "stack"}
+    assert all(seconds > 0 for seconds in found.values())
