@@ -1,7 +1,8 @@
 """Averages of the weights along a training, by name: each is the weight that a point gets.
 
 All are one recursion: mean <- mean + w (theta - mean), where w is what the function of that name
-says for this update; 0 leaves the mean as it is. The functions are pure, the state is one vector
+says for this update; 0 leaves the mean as it is, and the first point that weighs more is the mean.
+The functions are pure, the state is one vector
 and one count, and both can be stored in a run.
 """
 
@@ -35,7 +36,7 @@ def ema(update: int, count: int, total: int, *, decay: float = 0.999) -> float:
         total: How many updates the training has at most.
         decay: At least 0 and below 1; the default is torch's.
     """
-    return 1 - decay if count else 1.0
+    return 1 - decay
 
 
 def swa(update: int, count: int, total: int, *, start: float = 0.75, every: int = 10) -> float:
@@ -132,7 +133,7 @@ def restored(average: Average, state: Mapping[str, Tensor], like: Tensor) -> Ave
     """Return the average with the state that ``state_of`` returned, on the device of ``like``."""
     if "average" not in state:
         return average
-    mean = state["average"].to(like.device, copy=True)
+    mean = state["average"].to(like.device)
     return replace(average, mean=mean, count=int(state["averaged"]))
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sharpness.batch_norm import layers
 from sharpness.data import size, take
 from sharpness.objective import arguments, on_device
 from sharpness.optimizers import ELEMENTWISE, OPTIMIZERS
@@ -220,14 +219,17 @@ def _stack(configs: list[TrainConfig]) -> _Stack | None:
         return None
     members = [_Training(config, problem_of(config)) for config in configs]
     sizes = {size(t.problem.data.train) for t in members}
-    if len(sizes) > 1 or first.batch_size > min(sizes) or not _is_plain(members[0]):
+    if len(sizes) > 1 or first.batch_size > min(sizes):
         return None  # what a single training refuses, it tells
-    stack = _Stack(members)
-    inputs, targets = _joined([_first(t) for t in members])
     try:
-        wanted = torch.stack([_loss(t, *_first(t)) for t in members]).mean()
-        found = stack.loss(inputs, targets)
-        torch.autograd.grad(found, list(stack.parameters.values()), allow_unused=True)
+        with seeded(0, members[0].parameters[0].device):
+            if not _keeps_buffers(members[0]):
+                return None
+            stack = _Stack(members)
+            inputs, targets = _joined([_first(t) for t in members])
+            found = stack.loss(inputs, targets)
+            wanted = torch.stack([_loss(t, *_first(t)) for t in members]).mean()
+            torch.autograd.grad(found, list(stack.parameters.values()), allow_unused=True)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         LOG.info("train_all: one by one, because %s", " ".join(str(error).split())[:200])
         return None
@@ -256,24 +258,14 @@ def _train(stack: _Stack) -> list[Run]:
             stack.update(*_joined([next(following[id(t)]) for t in stack.members]))
 
 
-def _is_plain(t: _Training) -> bool:
-    """Say whether a pass in training mode draws nothing and changes no buffer."""
-    if layers(t.model):
-        return False
+def _keeps_buffers(t: _Training) -> bool:
+    """Say whether a pass in training mode changes no buffer, as running statistics would be."""
     trial = deepcopy(t.model)
     before = [b.clone() for b in trial.buffers()]
-    where = t.parameters[0].device
-    with torch.no_grad(), seeded(0, where):
-        states = _random(where)
-        args, options = arguments(_first(t)[0])
+    args, options = arguments(_first(t)[0])
+    with torch.no_grad():
         trial(*args, **options)
-        drew = not all(map(torch.equal, states, _random(where)))
-    return not drew and all(map(torch.equal, before, trial.buffers()))
-
-
-def _random(where: torch.device) -> list[Tensor]:
-    on_gpu = [torch.cuda.get_rng_state(where)] if where.type == "cuda" else []
-    return [torch.get_rng_state(), *on_gpu]
+    return all(map(torch.equal, before, trial.buffers()))
 
 
 def _first(t: _Training) -> tuple[Any, Tensor]:

@@ -229,6 +229,23 @@ def test_lbfgs_and_others_that_differ_in_more_than_seeds_are_trained_one_by_one(
     assert [run.spec["train"]["seed"] for run in runs] == [0, 0, 1]
 
 
+def test_a_field_that_a_stack_does_not_know_is_trained_one_by_one(
+    stacked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = replace(SMALL, updates=2)
+    monkeypatch.setattr(ensembles, "KNOWN", ensembles.KNOWN - {"optimizer_options"})
+    assert stacked(seeds(base))[1] == 0
+    assert stacked(seeds(replace(base, optimizer_options={"eps": 1e-3})))[1] == 3
+
+
+def test_the_random_state_of_the_user_stays_as_it_is(stacked: Any) -> None:
+    for model in (chain, noisy, normalized):
+        config = replace(SMALL, model=model, model_options={}, updates=2, batch_size=50)
+        before = torch.get_rng_state()
+        stacked(seeds(config, 2))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_objects_of_one_class_are_no_single_network(stacked: Any) -> None:
     base = replace(SMALL, model_options={}, updates=2)
     one, other = nn.Linear(64, 10), nn.Linear(64, 10)
