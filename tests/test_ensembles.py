@@ -238,6 +238,14 @@ def test_a_field_that_a_stack_does_not_know_is_trained_one_by_one(
     assert stacked(seeds(replace(base, optimizer_options={"eps": 1e-3})))[1] == 3
 
 
+def test_a_stack_that_is_another_function_is_not_trusted(
+    stacked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ensembles._passed
+    monkeypatch.setattr(ensembles, "_passed", lambda *parts: 2 * original(*parts))
+    assert stacked(seeds(replace(SMALL, updates=2)))[1] == 3
+
+
 def test_the_random_state_of_the_user_stays_as_it_is(stacked: Any) -> None:
     for model in (chain, noisy, normalized):
         config = replace(SMALL, model=model, model_options={}, updates=2, batch_size=50)
