@@ -22,7 +22,7 @@ import torch
 
 import sharpness as sh
 
-from . import boxes, landscapes, perturbations, spectra, trainings
+from . import boxes, ensembles, landscapes, perturbations, spectra, trainings
 from .bars import apart, page, paired
 from .solvers import PACKAGES
 from .workloads import NAMES
@@ -170,6 +170,7 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "perturbations": perturbations.perturbations,
     "boxes": boxes.boxes,
     "trainings": trainings.trainings,
+    "ensembles": ensembles.ensembles,
 }
 
 

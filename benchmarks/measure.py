@@ -21,6 +21,7 @@ from sharpness.vectors import gaussian
 
 from .bars import paired
 from .boxes import climb
+from .ensembles import timed
 from .landscapes import points
 from .perturbations import perturbed
 from .solvers import SOLVERS, true_residual
@@ -135,6 +136,11 @@ def training(workload: str, folder: str, batch_size: int) -> dict[str, Any]:
     return {**found, "ratio": paired(found["ours"], found["by_hand"])}
 
 
+def ensemble(workload: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of several trainings one by one and in a stack; no folder is needed."""
+    return {"of": workload, **timed(options)}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "gradient": gradient,
@@ -145,6 +151,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "perturbed": perturbed,
     "box": box,
     "training": training,
+    "ensemble": ensemble,
 }
 
 

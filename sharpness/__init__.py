@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         largest_eigenvalue as largest_eigenvalue,
     )
     from sharpness.cuts import cut as cut
+    from sharpness.ensembles import train_all as train_all
     from sharpness.errors import (
         ComputationError as ComputationError,
         InputError as InputError,
@@ -139,6 +140,7 @@ HOMES = {
     # trainings
     "TrainConfig": "training",
     "train": "training",
+    "train_all": "ensembles",
     # curvature
     "AdaptiveHessian": "curvature",
     "Block": "operators",

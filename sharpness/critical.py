@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.objective import Objective, Point, fingerprint
+from sharpness.optimizers import OPTIMIZERS, set_state
 from sharpness.results import Measured, Run, Solution
-from sharpness.thresholds import is_plain, settings
-from sharpness.training import OPTIMIZERS, set_state
+from sharpness.thresholds import at_end, is_plain, settings
 from sharpness.vectors import flatten, unflatten
 
 MOST = 64  # times that a step is halved or doubled
@@ -78,7 +78,7 @@ def critical_sharpness(
     delta = g.double() if direction == "gradient" else _update(objective, here, run, g)
     slope = float(g.double() @ delta)
     trials = _Trials(objective, here, delta, float(L0), progress)
-    rate = run.spec.get("train", {}).get("learning_rate") if run else None
+    rate = at_end(run).get("learning_rate")
     low, high = (math.nan, math.nan)
     if slope > 0:
         low, high = trials.bracket(rate or _first(float(L0), slope, here.theta, delta))
@@ -179,6 +179,11 @@ def _update(objective: Objective, here: Solution, run: Run | None, g: Tensor) ->
     if run is None:
         raise InputError(f"{who} needs a run with an optimizer, got none: give the run")
     config, _ = settings(run, who)
+    if config.method != "plain" or config.optimizer == "lbfgs":
+        raise InputError(
+            f"{who} needs an optimizer whose update is one of the gradient, got {config.optimizer} "
+            f'by the method {config.method}: take direction="gradient"'
+        )
     if fingerprint(objective.at(run.end)) != fingerprint(here):
         raise InputError(
             f"{who} needs the point of the optimizer's state, the end of its run, got another: "
@@ -224,12 +229,12 @@ def _judged(
 
 def _threshold(run: Run | None, direction: str) -> tuple[float, str]:
     """Return 2 / eta where Delta is the update, and what there is to say of it."""
-    train = run.spec.get("train", {}) if run else {}
+    train = at_end(run)
     if "learning_rate" not in train:
         return math.nan, ""
     if direction == "gradient" and not is_plain(train):
         return math.nan, "; no threshold: the gradient is not the update of this optimizer"
-    value = 2 / train["learning_rate"]
+    value = 2 / train["learning_rate"] if train["learning_rate"] else math.inf
     return value, f"; above 2 / eta = {value:.4g} the next full-batch update raises the loss"
 
 

@@ -22,7 +22,7 @@ from sharpness.lanczos import eigsh
 from sharpness.objective import Inputs, Objective, Point, Targets, Weighted
 from sharpness.results import Eigenpairs, Estimate, Measured, Run
 from sharpness.spectrum import frobenius, trace
-from sharpness.thresholds import RULES, decay, stability_threshold
+from sharpness.thresholds import RULES, at_end, decay, stability_threshold
 
 Pieces = MutableMapping[str, Tensor]
 Progress = Callable[[int, int | None, str], None]
@@ -248,7 +248,7 @@ def _at(objective: Objective, point: Point | None, run: Run | None, scaled: bool
 
 def _threshold(run: Run | None, scaled: bool) -> tuple[float, str]:
     """Return the threshold of lambda_1 of H itself, and what there is to say of it."""
-    train = run.spec.get("train", {}) if run else {}
+    train = at_end(run)
     if "learning_rate" not in train:
         return math.nan, ""
     rule = RULES.get(train["optimizer"])

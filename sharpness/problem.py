@@ -31,7 +31,7 @@ from sharpness.micro_batches import MOST, micro_batch_of
 from sharpness.models import MODELS
 from sharpness.names import called, is_array_file, located, require_given, resolve, shown
 from sharpness.objective import MEMORY, Measure, Objective, accuracy, on_device
-from sharpness.reading import MAX_BYTES, read_checkpoint, require_match, unprefixed
+from sharpness.reading import MAX_BYTES, read_checkpoint, require_match, unprefixed, with_tied
 from sharpness.results import Run, Solution
 from sharpness.vectors import digest, flatten, stream, unflatten
 
@@ -335,7 +335,7 @@ def read(
         device=device,
     )
     name, wanted = Path(checkpoint).name, problem.model.state_dict()
-    weights = unprefixed(weights, wanted)
+    weights = with_tied(unprefixed(weights, wanted), wanted)
     require_match(weights, wanted, name)
     problem.model.load_state_dict(weights)
     for part, value in problem.model.state_dict().items():
@@ -478,7 +478,10 @@ def _fit(model: nn.Module, parts: Split, loss: Measure) -> dict[str, Measure]:
     except Exception as error:
         raise InputError(f"the model rejects the inputs: {located(error)}") from error
     if not isinstance(outputs, Tensor):
-        raise InputError(f"a model needs to return a tensor, got a {type(outputs).__name__}")
+        raise InputError(
+            f"a model needs to return a tensor, got a {type(outputs).__name__}: return its logits, "
+            "by a forward hook where the model is not yours"
+        )
     if not torch.equal(outputs.nan_to_num(), again.nan_to_num()):
         raise InputError(
             "a model needs to give the same outputs twice in eval mode, got two different ones: "

@@ -98,17 +98,43 @@ def read_hdf5(path: str | Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tens
 
 
 def unprefixed(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights without the first part of all their names, where the model has none.
+    """Return the weights by the names of the model, where the file has more before all of them.
 
-    That is the prefix of DataParallel, or a group that holds all others in an HDF5 file.
+    That is the prefix of DataParallel, a group that holds all others in an HDF5 file, or the
+    attribute that holds the network in a module of Lightning or under ``torch.compile``, beside
+    which a file may keep tensors of others, such as a loss: where all tensors of the model are
+    found behind one prefix, and behind no other.
     """
     if weights.keys() == wanted.keys():
         return weights
+    first = "." + next(iter(wanted))
+    prefixes = {name.removesuffix(first) + "." for name in weights if name.endswith(first)}
+    whole = [prefix for prefix in prefixes if all(prefix + name in weights for name in wanted)]
+    if len(whole) == 1 and not wanted.keys() & weights.keys():
+        return {name: weights[whole[0] + name] for name in wanted}
     prefix = next(iter(weights)).partition(".")[0] + "."
     if not all(name.startswith(prefix) for name in weights):
         return weights
     bare = {name.removeprefix(prefix): value for name, value in weights.items()}
     return bare if prefix == PREFIX or bare.keys() == wanted.keys() else weights
+
+
+def with_tied(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights, also under the other names of tensors that the model has twice.
+
+    Safetensors files of Hugging Face keep a tensor that several parts of a model share once.
+
+    Args:
+        weights: By name.
+        wanted: The state of the model, in which what is tied lies in the same memory.
+    """
+    homes = {(x.data_ptr(), x.shape): weights[k] for k, x in wanted.items() if k in weights}
+    missing = {
+        name: homes[x.data_ptr(), x.shape]
+        for name, x in wanted.items()
+        if name not in weights and x.numel() and (x.data_ptr(), x.shape) in homes
+    }
+    return weights | missing
 
 
 def require_match(weights: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> None:

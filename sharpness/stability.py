@@ -25,6 +25,7 @@ from sharpness.operators import Scaled, WeightDecayed
 from sharpness.results import Measured, Run, Solution
 from sharpness.thresholds import (
     FLOOR,
+    at_end,
     decay,
     is_plain,
     preconditioner,
@@ -208,7 +209,7 @@ def preconditioned_sharpness(
     pairs = eigsh(Scaled(A, root), 1, tol=tol, seed=seed, pieces=pieces, progress=progress)
     loss = objective.value(here)
     found = of_eigenvalue(pairs)
-    threshold, rule = stability_threshold(run.spec["train"])
+    threshold, rule = stability_threshold(at_end(run))
     weight = float(pairs.vectors[0].double().cpu().square()[at_floor].sum())
     words = f"{found.words}; {rule}"
     if at_floor.any():
@@ -257,7 +258,7 @@ def _require_form(form: str, batches: int) -> None:
 def _batch_size(run: Run | None, batch_size: int | None) -> int:
     given = batch_size
     if given is None and run is not None:
-        given = run.spec.get("train", {}).get("batch_size")
+        given = at_end(run).get("batch_size")
     if given is None:
         raise InputError(
             "batch_sharpness needs a batch_size, got none, and no training that has one: give it"
@@ -314,7 +315,7 @@ def _plain_threshold(run: Run | None, B: int) -> tuple[float, str]:
     """Return 2 / eta for plain SGD at its own batch size, and what there is to say of it."""
     if run is None:
         return math.nan, ""
-    train = run.spec.get("train", {})
+    train = at_end(run)
     if "learning_rate" not in train:
         return math.nan, "; no threshold without a learning rate"
     if train["optimizer"] == "sgd" and train.get("momentum"):
@@ -324,7 +325,7 @@ def _plain_threshold(run: Run | None, B: int) -> tuple[float, str]:
     if train["batch_size"] != B:
         own = train["batch_size"]
         return math.nan, f"; no threshold: there is one at the run's own batch size, {own}, only"
-    value = 2 / train["learning_rate"]
+    value = 2 / train["learning_rate"] if train["learning_rate"] else math.inf
     return value, (
         f"; where the ratio is above 2 / eta = {value:.4g}, a step of SGD raises the loss of its "
         "own mini-batch, on average and on a quadratic"

@@ -4,7 +4,7 @@ On a quadratic, with its preconditioner P held fixed, an optimizer diverges alon
 eigenvector of P^-1 H once that eigenvalue is above its threshold (Cohen et al. 2021, 2022; see
 "Where an optimizer becomes unstable" in ``docs/theory.md``).
 
-Letters: eta learning rate, b momentum or beta_1, wd weight decay, v second moments, P.
+Letters: eta learning rate, b momentum or beta_1, d dampening, wd weight decay, v second moments, P.
 """
 
 import math
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sharpness.errors import InputError
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.results import Run
-from sharpness.training import OPTIMIZERS, TrainConfig
+from sharpness.training_config import TrainConfig
 
 FLOOR = 10  # times epsilon
 
@@ -39,18 +40,21 @@ class Rule:
 
 def _sgd(o: Options) -> float:
     b = o["momentum"]
-    return (2 + 2 * b) / ((1 + 2 * b if o["nesterov"] else 1) * o["lr"])
+    return (2 + 2 * b) / ((1 + 2 * b if o["nesterov"] else 1 - o["dampening"]) * o["lr"])
 
 
 def _sgd_formula(o: Options) -> str:
     if o["nesterov"]:
         return "(2 + 2 b) / ((1 + 2 b) eta)"
+    if o["dampening"]:
+        return "(2 + 2 b) / ((1 - d) eta)"
     return "(2 + 2 b) / eta" if o["momentum"] else "2 / eta"
 
 
 def _adam_root(o: Options, state: State) -> Tensor:
     _, second = o["betas"]
-    return (state["exp_avg_sq"].double() / (1 - second ** state["step"].double())).sqrt()
+    v = state["max_exp_avg_sq" if o["amsgrad"] else "exp_avg_sq"].double()
+    return (v / (1 - second ** state["step"].double())).sqrt()
 
 
 def _adam_preconditioner(o: Options, state: State) -> Tensor:
@@ -58,12 +62,13 @@ def _adam_preconditioner(o: Options, state: State) -> Tensor:
     return (1 - first ** state["step"].double()) * (_adam_root(o, state) + o["eps"])
 
 
-def _root(name: str) -> Callable[[Options, State], Tensor]:
-    return lambda o, state: state[name].double().sqrt()
+def _rmsprop_root(o: Options, state: State) -> Tensor:
+    v = state["square_avg"].double()
+    return (v - state["grad_avg"].double().square() if o["centered"] else v).sqrt()
 
 
-def _root_and_epsilon(name: str) -> Callable[[Options, State], Tensor]:
-    return lambda o, state: state[name].double().sqrt() + o["eps"]
+def _adagrad_root(o: Options, state: State) -> Tensor:
+    return state["sum"].double().sqrt()
 
 
 RULES: dict[str, Rule] = {
@@ -90,18 +95,31 @@ RULES: dict[str, Rule] = {
     "rmsprop": Rule(
         threshold=lambda o: (2 + 2 * o["momentum"]) / o["lr"],
         formula=lambda o: "(2 + 2 b) / eta" if o["momentum"] else "2 / eta",
-        preconditioner=_root_and_epsilon("square_avg"),
-        root=_root("square_avg"),
+        preconditioner=lambda o, state: _rmsprop_root(o, state) + o["eps"],
+        root=_rmsprop_root,
         needs=("square_avg",),
     ),
     "adagrad": Rule(
-        threshold=lambda o: 2 / o["lr"],
+        # With decay, the rate is that of the step it has come to.
+        threshold=lambda o: math.nan if o["lr_decay"] else 2 / o["lr"],
         formula=lambda o: "2 / eta",
-        preconditioner=_root_and_epsilon("sum"),
-        root=_root("sum"),
+        preconditioner=lambda o, state: _adagrad_root(o, state) + o["eps"],
+        root=_adagrad_root,
         needs=("sum",),
     ),
 }
+
+
+def at_end(run: Run | None) -> dict[str, Any]:
+    """Return how a run was trained, with the rate, momentum and batch size of its last update.
+
+    None of a run gives nothing.
+    """
+    if run is None:
+        return {}
+    known = {field.name for field in fields(TrainConfig)}
+    moved = {name: x for name, x in run.spec.get("end", {}).items() if name in known}
+    return {**run.spec.get("train", {}), **moved}
 
 
 def stability_threshold(train: Mapping[str, Any]) -> tuple[float, str]:
@@ -109,10 +127,10 @@ def stability_threshold(train: Mapping[str, Any]) -> tuple[float, str]:
 
     It holds on a quadratic, for full batches, with P fixed; where weight decay is added to the
     gradient, H is that of the loss with the penalty, H + wd I. NaN for an optimizer without a
-    rule, such as Rprop.
+    rule, such as Rprop, and around one whose gradient is that of another method, such as SAM.
 
     Args:
-        train: How a run was trained, ``run.spec["train"]``.
+        train: How a run was trained, ``at_end(run)`` or ``run.spec["train"]``.
 
     Raises:
         InputError: If that names no optimizer and no learning rate.
@@ -122,10 +140,11 @@ def stability_threshold(train: Mapping[str, Any]) -> tuple[float, str]:
     380.0
     """
     config, options = _settings(train)
-    if config.optimizer not in RULES:
-        return math.nan, f"{config.optimizer} has no threshold of its own"
+    for name in (config.method, config.optimizer):
+        if name not in ("plain", *RULES):
+            return math.nan, f"{name} has no threshold of its own"
     rule = RULES[config.optimizer]
-    value = rule.threshold(options)
+    value = rule.threshold(options) if options["lr"] else math.inf  # where a schedule ends at 0
     matrix = "H + wd I" if decay(train) else "H"
     if rule.preconditioner:
         matrix = f"P^-1 ({matrix})" if decay(train) else "P^-1 H"
@@ -154,7 +173,8 @@ def is_plain(train: Mapping[str, Any]) -> bool:
     True
     """
     config, _ = _settings(train)
-    return config.optimizer == "sgd" and not (config.momentum or config.weight_decay)
+    adds = config.momentum or config.weight_decay or config.method != "plain"
+    return config.optimizer == "sgd" and not adds
 
 
 def preconditioner(run: Run, sizes: list[int], who: str) -> tuple[Tensor, Tensor]:
@@ -194,14 +214,19 @@ def settings(run: Run, who: str) -> tuple[TrainConfig, Options]:
     """Return the configuration of a training and the options of its torch optimizer.
 
     Raises:
-        InputError: If the run was not trained here.
+        InputError: If the run was not trained here, or ends at an average of its weights.
     """
+    if run.spec.get("average", {}).get("at") == "end":
+        raise InputError(
+            f"{who} needs the point of the optimizer's state, got a run that ends at the average "
+            "of its weights: train it without"
+        )
     if not {"optimizer", "learning_rate"} <= run.spec.get("train", {}).keys():
         raise InputError(
             f"{who} needs the optimizer of a training, got a checkpoint that was "
             f"{run.stopped}: train it here, or leave the run out"
         )
-    return _settings(run.spec["train"])
+    return _settings(at_end(run))
 
 
 def _settings(train: Mapping[str, Any]) -> tuple[TrainConfig, Options]:

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sharpness import averages
 from sharpness.augmentation import epoch_of
 from sharpness.batch_norm import layers
 from sharpness.data import Part, batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite
+from sharpness.methods import METHODS, Task
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
-from sharpness.objective import Objective, arguments, on_device
-from sharpness.optimizer_state import optimizer_state, set_state as set_state
+from sharpness.objective import Objective, on_device
+from sharpness.optimizers import OPTIMIZERS, set_state, state_of
 from sharpness.problem import Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.sampling import BATCHES
@@ -29,7 +31,7 @@ from sharpness.stopping import Patience, at_level, crossing, marks
 from sharpness.text import differences
 from sharpness.training_clock import Clock
 from sharpness.training_config import (
-    OPTIMIZERS as OPTIMIZERS,
+    AUTOCAST,
     STOP_LOSS as STOP_LOSS,
     UPDATES as UPDATES,
     TrainConfig as TrainConfig,
@@ -38,7 +40,7 @@ from sharpness.training_config import (
     record as record,
     resolved as resolved,
 )
-from sharpness.vectors import stream
+from sharpness.vectors import flatten, stream
 
 NEAR = 2.0  # within this many times the next level, the loss is checked every 2 updates
 KEEP_EVERY = 10.0  # seconds between two times that an unfinished run is kept
@@ -52,7 +54,11 @@ STATE = (
     *("looked", "next_look", "last_row", "examples", "epoch", "begun", "batch_size"),
     *("seen", "stopped", "told"),
 )
-FULL_BATCH = ("rprop",)  # made for gradients without noise
+# Made for gradients without noise, and what that does to them.
+FULL_BATCH = {
+    "rprop": "signs of noisy gradients mislead it",
+    "lbfgs": "its memory and line search are of one function, and each batch is another",
+}
 
 LOG = logging.getLogger(__name__)
 
@@ -92,11 +98,6 @@ def train(
     config = resolved(config)
     problem = problem_of(config)
     examples = size(problem.data.train)
-    if config.batch_size > examples:
-        raise InputError(
-            f"batch_size needs to be at most the {examples} training examples, got "
-            f"{config.batch_size}: lower it"
-        )
     LOG.info(
         "train: %s on %s, %d examples in batches of %d, %s at rate %g, %d threads",
         shown(config.model),
@@ -119,7 +120,13 @@ def train(
         training = _Training(config, problem)
         if begun:
             training.resume(begun)
-        return training.run(keep, progress)
+        run = training.run(keep, progress)
+    if config.average != "none" and "average" not in run.spec:
+        tell(
+            f"{config.average} took no average, of a training that ended by {run.stopped} after "
+            f"{run.updates:,} of {training.clock.updates:,} updates: the end is the last solution"
+        )
+    return run
 
 
 def remarks(config: TrainConfig, examples: int) -> list[str]:
@@ -131,7 +138,7 @@ def remarks(config: TrainConfig, examples: int) -> list[str]:
     if config.optimizer in FULL_BATCH and config.batch_size < examples:
         return [
             f"{config.optimizer} is made for full batches, got {config.batch_size} of {examples} "
-            "examples: signs of noisy gradients mislead it"
+            f"examples: {FULL_BATCH[config.optimizer]}"
         ]
     return []
 
@@ -198,6 +205,7 @@ class _Training:
         kept = self.model.state_dict()
         self.loose = {n: b.clone() for n, b in self.model.named_buffers() if n not in kept}
         self.model.train()  # the objectives have modules of their own, in eval mode
+        self.forward: Any = torch.compile(self.model) if config.compile else self.model
         self.clock = Clock(config, size(problem.data.train))
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
@@ -220,6 +228,7 @@ class _Training:
         self.held: dict[str, _Held] = {}  # "before", of the last look, and the "best" one
         self.together = TOGETHER.get(self.where.type, 1)
         self.pending: list[tuple[int, Tensor]] = []  # updates, and losses nobody looked at
+        self.average = averages.Average(config.average, config.average_options)
         self.start = solution(self.model)
         self.stopped: str | None = None  # why the training is at its end
         self.told: dict[str, Any] = {}  # and what is to be told of it
@@ -364,7 +373,7 @@ class _Training:
             examples=self.examples,
             loss=loss,
             point=_on_cpu(solution(self.model)),
-            optimizer=optimizer_state(self.optimizer, self.parameters),
+            optimizer=state_of(self.optimizer, self.parameters),
         )
 
     def _step(self) -> "_Step":
@@ -396,20 +405,29 @@ class _Training:
     def _update(self, inputs: Any, targets: Tensor) -> None:
         if self.clock.moves:
             self._set(self.clock.setting(self.updates, self.examples))
+        update, is_first = self.updates + 1, True
+
+        def loss(outputs: Any, of: Tensor) -> Tensor:
+            nonlocal is_first
+            value = self.objectives["train"].loss_of_outputs(outputs, of)
+            if is_first:  # while the gradients of the update before are still there to be blamed
+                self._watch(update, value)
+            is_first = False
+            return value
+
+        limits = self.config
+        task = Task(
+            self.forward,
+            loss,
+            inputs,
+            targets,
+            self.optimizer,
+            ghost_batch=limits.ghost_batch,
+            clip_norm=limits.clip_norm,
+            autocast=AUTOCAST[limits.autocast] if limits.autocast else None,
+        )
         try:
-            loss = self._loss(inputs, targets)
-            update = self.updates + 1
-            if self.together > 1:
-                self.pending.append((update, loss.detach()))
-            elif not math.isfinite(value := loss.item()):
-                raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
-            if len(self.pending) >= self.together:
-                self._check()
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            if self.config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-            self.optimizer.step()
+            METHODS[limits.method](task, **limits.method_options)
         except (InputError, ComputationError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
@@ -420,25 +438,21 @@ class _Training:
             ) from error
         self.updates += 1
         self.examples += len(targets)
+        self.average = averages.taken(
+            self.average, self._theta, update=self.updates, total=self.clock.updates
+        )
 
-    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, of which BatchNorm normalizes parts by themselves.
+    def _theta(self) -> Tensor:
+        return flatten([p.detach() for p in self.parameters])
 
-        The parts go through the model one after the other, so that with q = momentum the running
-        statistics of S parts become (1 - q)^S mu + sum_i (1 - q)^(S - i) q mu_i.
-
-        Source: E. Hoffer, I. Hubara, D. Soudry (2017), Train longer, generalize better, section 4.
-        """
-        ghost = self.config.ghost_batch
-        if ghost is None or ghost >= len(targets):
-            args, kwargs = arguments(inputs)
-            return self.objectives["train"].loss_of_outputs(self.model(*args, **kwargs), targets)
-        losses = []
-        for x, y in batches((inputs, targets), ghost):
-            args, kwargs = arguments(x)
-            part = self.objectives["train"].loss_of_outputs(self.model(*args, **kwargs), y)
-            losses.append(len(y) / len(targets) * part)
-        return torch.stack(losses).sum()
+    def _watch(self, update: int, loss: Tensor) -> None:
+        """Refuse a loss of an update that is not finite, now or with others later."""
+        if self.together > 1:
+            self.pending.append((update, loss.detach()))
+        elif not math.isfinite(value := loss.item()):
+            raise self._not_finite(f"a finite loss, got {value} in update {update}", update)
+        if len(self.pending) >= self.together:
+            self._check()
 
     def _set(self, setting: Setting) -> None:
         """Move rate and momentum to those of the next update."""
@@ -533,17 +547,35 @@ class _Training:
                     "persistent: register it with persistent=True"
                 )
         told = {"stop": self.told} if self.told else {}
-        end = {"train_loss": self.rows[-1]["train_loss"]}
-        return self._so_far(
+        run = self._so_far(
             stopped,
-            optimizer_state(self.optimizer, self.parameters) if held is None else held.optimizer,
-            {"end": end, **told},
+            state_of(self.optimizer, self.parameters) if held is None else held.optimizer,
+            {"end": {"train_loss": self.rows[-1]["train_loss"], **self._moved()}, **told},
         )
+        point = averages.solution_of(self.average, self.objectives["train"], solution(self.model))
+        if point is None or held is not None:
+            return run
+        row = self._row(self._measured("train", point), point)
+        return averages.averaged(run, _on_cpu(point), row)
+
+    def _moved(self) -> dict[str, Any]:
+        """Return what the last update had of the configuration that is not what was given."""
+        group, config = self.optimizer.param_groups[0], self.config
+        found = {"learning_rate": group["lr"], "batch_size": self.batch_size}
+        if self.clock.setting(0, 0).momentum is not None:
+            if "betas" in group:
+                options = {**config.optimizer_options, "betas": list(group["betas"])}
+                found["optimizer_options"] = options
+            else:
+                found["momentum"] = group["momentum"]
+        return {name: x for name, x in found.items() if x != getattr(config, name)}
 
     def _return_to(self, held: _Held) -> None:
         """Go back to a solution on the way, as if the training had ended there."""
         place(self.model, held.point)
         self.updates, self.examples = held.updates, held.examples
+        if self.clock.moves:
+            self._set(self.clock.setting(max(self.updates - 1, 0), self.examples))
         self.rows = [row for row in self.rows if row["update"] <= held.updates]
         self.checkpoints = [found for found in self.checkpoints if found[0] <= held.updates]
         if self.rows[-1]["update"] < held.updates:
@@ -564,7 +596,7 @@ class _Training:
             },
             "random": {name: x.numpy().tobytes().hex() for name, x in states.items()},
         }
-        optimizer = optimizer_state(self.optimizer, self.parameters)
+        optimizer = state_of(self.optimizer, self.parameters) | averages.state_of(self.average)
         for name, held in self.held.items():
             optimizer |= {f"{name}/{key}": x for key, x in held.optimizer.items()}
         points = [(held.updates, held.point) for held in self.held.values()]
@@ -588,7 +620,9 @@ class _Training:
         for key, x in begun.optimizer.items():
             owner, _, name = key.rpartition("/")
             states.setdefault(owner, {})[name] = x
-        set_state(self.optimizer, self.parameters, states.get("", {}))
+        own = states.get("", {})
+        self.average = averages.restored(self.average, own, self.parameters[0])
+        set_state(self.optimizer, self.parameters, averages.without(own))
         self.start, self.updates = begun.start, begun.updates
         columns = {name: column.tolist() for name, column in begun.history.items()}
         self.rows = [
@@ -692,6 +726,11 @@ def _require_parts(
 ) -> None:
     """Refuse what the model, the data or the optimizer cannot do, before the first update."""
     targets = problem.data.train[1]
+    if config.batch_size > len(targets):
+        raise InputError(
+            f"batch_size needs to be at most the {len(targets)} training examples, got "
+            f"{config.batch_size}: lower it"
+        )
     if clock.sizes()[-1] > len(targets):
         raise InputError(
             f"{config.schedule} needs batches of at most the {len(targets)} training examples, got "

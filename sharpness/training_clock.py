@@ -20,8 +20,9 @@ class Clock:
             "epochs": config.epochs and config.epochs * self.per_epoch,
             "examples": config.examples and math.ceil(config.examples / config.batch_size),
         }
-        updates = min(limit for limit in limits.values() if limit is not None)
-        self.total = updates / self.per_epoch if config.schedule_unit == "epochs" else updates
+        self.updates = min(limit for limit in limits.values() if limit is not None)  # at most
+        in_epochs = config.schedule_unit == "epochs"
+        self.total = self.updates / self.per_epoch if in_epochs else self.updates
 
     def epochs(self, updates: int, epoch: int) -> int:
         """Return the epochs that are done, those of the base batch size where it adapts to them."""

@@ -3,16 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 
+from sharpness.averages import require_average
 from sharpness.errors import InputError
+from sharpness.methods import require_method
 from sharpness.names import shown
+from sharpness.optimizers import require_options
 from sharpness.problem import DTYPES
 from sharpness.sampling import BATCHES
 from sharpness.schedules import SCALINGS, UNITS, scheduled
@@ -91,38 +93,13 @@ class TrainConfig:
     checkpoint_geometric: float | None = None  # and at 1 and each time at so many times the updates
     deterministic: bool = False  # only kernels of which torch knows that they are
     data_options: dict[str, Any] = field(default_factory=dict)
-
-
-Build = Callable[[list[nn.Parameter], TrainConfig], torch.optim.Optimizer]
-
-# Their state is stored in the run by the names that torch gives it.
-OPTIMIZERS: dict[str, Build] = {
-    "adam": lambda p, c: torch.optim.Adam(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "adamw": lambda p, c: torch.optim.AdamW(
-        p, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
-    ),
-    "sgd": lambda p, c: torch.optim.SGD(
-        p,
-        lr=c.learning_rate,
-        momentum=c.momentum,
-        nesterov=c.nesterov,
-        weight_decay=c.weight_decay,
-        fused=True,
-    ),
-    "rmsprop": lambda p, c: torch.optim.RMSprop(
-        p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
-    ),
-    "rprop": lambda p, c: torch.optim.Rprop(p, lr=c.learning_rate),
-    "adagrad": lambda p, c: torch.optim.Adagrad(p, lr=c.learning_rate, weight_decay=c.weight_decay),
-}
-# The options that mean something to some of them only.
-TAKES = {
-    "momentum": ("sgd", "rmsprop"),
-    "nesterov": ("sgd",),
-    "weight_decay": ("adam", "adamw", "sgd", "rmsprop", "adagrad"),
-}
+    optimizer_options: dict[str, Any] = field(default_factory=dict)  # its own, as torch names them
+    method: str = "plain"  # of an update: along which gradient the optimizer steps
+    method_options: dict[str, Any] = field(default_factory=dict)
+    average: str = "none"  # of the weights, which is the end where there is one
+    average_options: dict[str, Any] = field(default_factory=dict)
+    autocast: str | None = None  # the passes of updates in this precision, weights in their own
+    compile: bool = False  # the model by torch.compile, in updates
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -249,6 +226,7 @@ NEEDS = {
     "base_batch_size": ("rate_scaling", "regime_adaptation"),
     "min_improvement": ("patience", "early_stopping"),
 }
+AUTOCAST = {"bfloat16": torch.bfloat16}  # float16 would need its losses scaled
 NO_RATE = ("rprop",)  # take the rate at the start alone
 
 
@@ -284,8 +262,8 @@ def _require_numbers(config: TrainConfig) -> None:
 
 def _require_names(config: TrainConfig) -> None:
     tables: dict[str, Iterable[str]] = {
-        "optimizer": OPTIMIZERS,
         "dtype": DTYPES,
+        "autocast": AUTOCAST,
         "batches": BATCHES,
         "schedule_unit": UNITS,
         "rate_scaling": SCALINGS,
@@ -295,18 +273,13 @@ def _require_names(config: TrainConfig) -> None:
         if value is not None and value not in table:
             raise InputError(f"{name} needs to be one of {', '.join(table)}, got {value!r}")
     scheduled(config.schedule, config.schedule_options)
+    require_options(config)
+    require_method(config.method, config.method_options)
+    require_average(config.average, config.average_options)
 
 
 def _require_company(config: TrainConfig) -> None:
     """Refuse what would have no effect beside the rest."""
-    for name, optimizers in TAKES.items():
-        if getattr(config, name) and config.optimizer not in optimizers:
-            raise InputError(
-                f"{name} needs {' or '.join(optimizers)}, got {getattr(config, name)} with "
-                f"{config.optimizer}: leave it out"
-            )
-    if config.nesterov and not config.momentum:
-        raise InputError("nesterov needs a momentum above 0, got 0: give one")
     for name, others in NEEDS.items():
         if getattr(config, name) and not any(getattr(config, other) for other in others):
             raise InputError(
@@ -318,4 +291,16 @@ def _require_company(config: TrainConfig) -> None:
         raise InputError(
             f"a schedule needs an optimizer whose rate it can move, got {config.optimizer}, which "
             "takes it at the start alone: choose another, or constant without warm-up"
+        )
+    if config.average != "none" and config.early_stopping is not None:
+        raise InputError(
+            f"early_stopping needs the average none, got {config.average}: its end is the best "
+            "solution, not the average; leave one out"
+        )
+    if config.autocast and config.dtype != "float32":
+        raise InputError(f"autocast needs dtype float32, got {config.dtype}: leave one of them out")
+    if config.method == "stability" and config.ghost_batch is not None:
+        raise InputError(
+            "ghost_batch needs another method than stability, which compares whole batches: leave "
+            "it out"
         )

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks.__main__ as bench
-from benchmarks import boxes, landscapes, perturbations, spectra, trainings
+from benchmarks import boxes, ensembles, landscapes, perturbations, spectra, trainings
 from benchmarks.__main__ import Session, solvers
 from benchmarks.bars import BARS, OTHERS, Bar, page, paired
 from benchmarks.boxes import climb
@@ -372,3 +372,9 @@ def test_ways_up_are_set_over_each_other() -> None:
     answers["signs"]["passed"] = None
     boxes.boxes(session)
     assert session.readings["signs W1"] == [21.0, 0.0]
+
+
+def test_a_stack_and_trainings_one_by_one_are_both_timed() -> None:
+    found = ensembles.timed({"updates": 2, "model_options": {"widths": []}}, seeds=2)
+    assert found.keys() == {"alone", "stack"}
+    assert all(seconds > 0 for seconds in found.values())

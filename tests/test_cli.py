@@ -25,16 +25,19 @@ from sharpness.experiments import RECIPES
 
 import sharpness as sh
 from sharpness import names, plots
+from sharpness.averages import AVERAGES
 from sharpness.building import ACTIVATIONS, INITIALIZATIONS
 from sharpness.data import DATA, TRANSFORMS
 from sharpness.measures import MEASURES
+from sharpness.methods import METHODS
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import LOSSES
 from sharpness.results import RESULTS
 from sharpness.sampling import BATCHES
 from sharpness.schedules import SCALINGS, SCHEDULES
-from sharpness.training import OPTIMIZERS, cpu_threads
+from sharpness.training import cpu_threads
 
 Ask = Callable[..., tuple[int, str, str]]
 
@@ -654,7 +657,17 @@ def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> N
     assert (code, err) == (0, "")
     told = json.loads(out)
     tables: list[Any] = [MODELS, ACTIVATIONS, INITIALIZATIONS, DATA, TRANSFORMS, LOSSES]
-    tables += [OPTIMIZERS, BATCHES, SCHEDULES, SCALINGS, MEASURES, OPERATORS, RECIPES]
+    tables += [
+        OPTIMIZERS,
+        METHODS,
+        AVERAGES,
+        BATCHES,
+        SCHEDULES,
+        SCALINGS,
+        MEASURES,
+        OPERATORS,
+        RECIPES,
+    ]
     assert [list(lines) for lines in told.values()] == [list(table) for table in tables]
     _, out, _ = ask("list")
     for lines in told.values():

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from sharpness import cli as sharpness_cli, journal, training
 from sharpness.errors import InputError
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.results import Run
 from sharpness.signals import Stopped, answered
 from sharpness.store import load, load_as, save
-from sharpness.training import OPTIMIZERS, TrainConfig, cpu_threads, train
+from sharpness.training import TrainConfig, cpu_threads, train
 
 Ask = Callable[..., tuple[int, str, str]]
 SMALL = TrainConfig(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sharpness.critical import critical_sharpness
 from sharpness.errors import ComputationError, InputError
 from sharpness.objective import Objective
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import objective_of
 from sharpness.results import Run, Solution
-from sharpness.training import OPTIMIZERS, TrainConfig, train
+from sharpness.training import TrainConfig, train
 
 
 def numbers(*values: float) -> Tensor:

@@ -15,11 +15,12 @@ from sharpness.curvature import Hessian
 from sharpness.errors import ComputationError, InputError
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import objective_of
 from sharpness.results import Measured, Run, Solution
 from sharpness.stability import batch_sharpness, preconditioned_sharpness
 from sharpness.thresholds import RULES, is_plain, preconditioner, stability_threshold
-from sharpness.training import OPTIMIZERS, TrainConfig, train
+from sharpness.training import TrainConfig, train
 
 
 def numbers(*values: float) -> Tensor:

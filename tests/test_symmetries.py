@@ -11,10 +11,11 @@ from sharpness.curvature import Hessian
 from sharpness.errors import InputError
 from sharpness.invariances import function_changes, invariance
 from sharpness.objective import Objective
+from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import objective_of
 from sharpness.results import Solution
 from sharpness.symmetries import SYMMETRIES, composed, filterwise, moved_optimizer
-from sharpness.training import OPTIMIZERS, TrainConfig, train
+from sharpness.training import TrainConfig, train
 from sharpness.vectors import flatten, unflatten
 
 sys.path.insert(0, str(Path(__file__).parent))
