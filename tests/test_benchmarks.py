@@ -268,13 +268,19 @@ def test_both_trainings_are_the_same(batch_size: int) -> None:
     assert torch.equal(found["ours"], found["by_hand"])
 
 
-def test_the_time_of_a_training_is_read_for_both_batch_sizes(
+def test_both_descents_are_the_same_up_to_the_order_of_the_examples() -> None:
+    with cpu_threads(1):
+        found = {name: act() for name, act in trainings.actions(600, 25).items()}
+    torch.testing.assert_close(found["ours"], found["by_hand"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_time_of_a_training_is_read_for_all_batch_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session = Session((), 2, "")
     monkeypatch.setattr(session, "ask", lambda *args, batch_size: {"ratio": 1 + batch_size / 100})
     trainings.trainings(session)
-    assert session.readings == {"training 8": [1.08] * 2, "training 32": [1.32] * 2}
+    assert session.readings == {f"training {size}": [1 + size / 100] * 2 for size in (8, 32, 600)}
     assert set(session.readings) == {bar.key for bar in BARS if bar.key.startswith("training")}
 
 
