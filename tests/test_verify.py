@@ -293,7 +293,7 @@ def test_every_kind_of_result_verifies_from_its_file(
     for kind, result in results.items():
         sh.save(f"{kind}.h5", result)
     paths = [*(f"{kind}.h5" for kind in results), "other.h5"]
-    code, out, err = ask("verify", *paths)
+    code, out, err = ask("verify", "--quiet", *paths)
     lines = out.splitlines()
     assert (code, err) == (0, ""), (code, out, err)
     assert [line.partition(": ")[0] for line in lines] == paths
