@@ -20,7 +20,9 @@ from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
 from sharpness.norms import start_of
 from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, fingerprint
+from sharpness.options import is_whole, require_one_of
 from sharpness.results import Measured, Run, Solution
+from sharpness.specs import spec_of
 from sharpness.vectors import stream
 
 FORMS = ("flatness", "init", "origin")
@@ -99,6 +101,13 @@ def pac_bayes(
     low = sizes.largest(deviation)
     of = _Form(form, here, start, magnitude_aware, worst, _examples(objective))
     value, samples, words = _value(sizes, of, low, deviation)
+    options = {
+        "form": form,
+        "magnitude_aware": magnitude_aware,
+        "deviation": deviation,
+        "worst": worst,
+        "draws": draws,
+    }
     number = partial(torch.tensor, dtype=torch.float64)
     none = number(2 * [math.nan])
     _, *bounds = t_interval(samples) if len(samples) else (math.nan, math.nan, math.nan)
@@ -126,32 +135,18 @@ def pac_bayes(
         gradients=float(sizes.gradients),
         products=0.0,
         forwards=1.0 + sizes.forwards,
-        spec={
-            "algorithm": "pac-bayes",
-            "options": {
-                "form": form,
-                "magnitude_aware": magnitude_aware,
-                "deviation": deviation,
-                "worst": worst,
-                "draws": draws,
-            },
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            **({"run": run.spec} if run else {}),
-        },
+        spec=spec_of("pac-bayes", options, seed, fingerprint(here), objective, run),
     )
 
 
 def _require(form: str, aware: bool, deviation: float, worst: bool, draws: int) -> None:
-    if form not in FORMS:
-        raise InputError(f"form needs to be one of {', '.join(FORMS)}, got {form!r}: choose one")
+    require_one_of(FORMS, form=form)
     if not 0 < deviation < 1:
         raise InputError(
             f"pac_bayes needs a deviation between 0 and 1, got {deviation}: give a share of the "
             "examples"
         )
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+    if not is_whole(draws, 1):
         raise InputError(f"pac_bayes needs at least 1 draw, got {draws}: take 10")
     if aware and worst and form != "flatness":
         raise InputError(

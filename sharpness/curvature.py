@@ -20,6 +20,7 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.finite import in_block, not_finite
 from sharpness.micro_batches import saved
 from sharpness.objective import BatchMean, Inputs, Objective, Point, Targets, fingerprint
+from sharpness.options import require_one_of
 from sharpness.results import Solution
 
 # Of one batch, by its number, inputs and targets: what is averaged to a product, shape (n,), or
@@ -134,10 +135,8 @@ class Curvature(ABC):
         engine: str | None = None,
         memory: int | None = None,
     ) -> None:
-        if engine is not None and engine not in ENGINES:
-            raise InputError(
-                f"engine needs to be one of {', '.join(ENGINES)}, got {engine!r}: choose one"
-            )
+        if engine is not None:
+            require_one_of(ENGINES, engine=engine)
         self.objective, self._asked = objective, engine
         self.memory = objective.memory // 2 if memory is None else memory
         self.error: float | None = None
