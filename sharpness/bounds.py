@@ -18,8 +18,9 @@ from torch import Tensor
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
+from sharpness.logits import require_scores
 from sharpness.norms import start_of
-from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, fingerprint
+from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, accuracy, fingerprint
 from sharpness.options import is_whole, require_one_of
 from sharpness.results import Measured, Run, Solution
 from sharpness.specs import spec_of
@@ -161,18 +162,8 @@ def _right(z: Any, targets: Targets) -> Tensor:
         raise InputError(
             "pac_bayes needs examples that weigh the same, got weights: leave them out"
         )
-    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] < 2:
-        got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
-        raise InputError(
-            f"pac_bayes needs outputs for each of two classes or more, (N, C), got {got}: take "
-            "another measure"
-        )
-    if targets.is_floating_point() or targets.shape != z.shape[:1]:
-        raise InputError(
-            f"pac_bayes needs labels, whole numbers of shape ({len(z)},), got {targets.dtype} of "
-            f"shape {tuple(targets.shape)}: take another measure"
-        )
-    return (z.argmax(dim=1) == targets).double().mean()
+    require_scores("pac_bayes", z, targets)
+    return accuracy(z, targets)
 
 
 def _loss_and_accuracy(objective: Objective, here: Solution) -> tuple[float, float]:
