@@ -23,6 +23,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sharpness.distributed import sum_over_ranks
 from sharpness.errors import ComputationError, InputError
+from sharpness.options import require_one_of
 
 BATCH_NORM = ("frozen", "batch", "reestimate", "interpolate")
 # Of one call of a layer: how many values or instances, their mean and their variance, (C,) each.
@@ -35,10 +36,7 @@ def require_policy(name: str) -> None:
     Raises:
         InputError: If the name is none of ``BATCH_NORM``.
     """
-    if name not in BATCH_NORM:
-        raise InputError(
-            f"batch_norm needs to be one of {', '.join(BATCH_NORM)}, got {name!r}: choose one"
-        )
+    require_one_of(BATCH_NORM, batch_norm=name)
 
 
 def layers(model: nn.Module) -> dict[str, _NormBase]:

@@ -18,9 +18,12 @@ from torch import Tensor
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
+from sharpness.logits import require_scores
 from sharpness.norms import start_of
-from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, fingerprint
+from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, accuracy, fingerprint
+from sharpness.options import is_whole, require_one_of
 from sharpness.results import Measured, Run, Solution
+from sharpness.specs import spec_of
 from sharpness.vectors import stream
 
 FORMS = ("flatness", "init", "origin")
@@ -99,6 +102,13 @@ def pac_bayes(
     low = sizes.largest(deviation)
     of = _Form(form, here, start, magnitude_aware, worst, _examples(objective))
     value, samples, words = _value(sizes, of, low, deviation)
+    options = {
+        "form": form,
+        "magnitude_aware": magnitude_aware,
+        "deviation": deviation,
+        "worst": worst,
+        "draws": draws,
+    }
     number = partial(torch.tensor, dtype=torch.float64)
     none = number(2 * [math.nan])
     _, *bounds = t_interval(samples) if len(samples) else (math.nan, math.nan, math.nan)
@@ -126,32 +136,18 @@ def pac_bayes(
         gradients=float(sizes.gradients),
         products=0.0,
         forwards=1.0 + sizes.forwards,
-        spec={
-            "algorithm": "pac-bayes",
-            "options": {
-                "form": form,
-                "magnitude_aware": magnitude_aware,
-                "deviation": deviation,
-                "worst": worst,
-                "draws": draws,
-            },
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            **({"run": run.spec} if run else {}),
-        },
+        spec=spec_of("pac-bayes", options, seed, fingerprint(here), objective, run),
     )
 
 
 def _require(form: str, aware: bool, deviation: float, worst: bool, draws: int) -> None:
-    if form not in FORMS:
-        raise InputError(f"form needs to be one of {', '.join(FORMS)}, got {form!r}: choose one")
+    require_one_of(FORMS, form=form)
     if not 0 < deviation < 1:
         raise InputError(
             f"pac_bayes needs a deviation between 0 and 1, got {deviation}: give a share of the "
             "examples"
         )
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+    if not is_whole(draws, 1):
         raise InputError(f"pac_bayes needs at least 1 draw, got {draws}: take 10")
     if aware and worst and form != "flatness":
         raise InputError(
@@ -166,18 +162,8 @@ def _right(z: Any, targets: Targets) -> Tensor:
         raise InputError(
             "pac_bayes needs examples that weigh the same, got weights: leave them out"
         )
-    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] < 2:
-        got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
-        raise InputError(
-            f"pac_bayes needs outputs for each of two classes or more, (N, C), got {got}: take "
-            "another measure"
-        )
-    if targets.is_floating_point() or targets.shape != z.shape[:1]:
-        raise InputError(
-            f"pac_bayes needs labels, whole numbers of shape ({len(z)},), got {targets.dtype} of "
-            f"shape {tuple(targets.shape)}: take another measure"
-        )
-    return (z.argmax(dim=1) == targets).double().mean()
+    require_scores("pac_bayes", z, targets)
+    return accuracy(z, targets)
 
 
 def _loss_and_accuracy(objective: Objective, here: Solution) -> tuple[float, float]:

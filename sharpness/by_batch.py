@@ -19,6 +19,7 @@ from sharpness.errors import InputError
 from sharpness.lanczos import TOLERANCE, eigsh
 from sharpness.objective import Inputs, Objective, Point, Targets, Weighted
 from sharpness.operators import matrix
+from sharpness.options import is_whole
 from sharpness.results import BatchEigenvalues, Solution
 from sharpness.vectors import stream
 
@@ -172,14 +173,14 @@ def partition(N: int, batch_size: int, count: int | None, seed: int) -> Tensor:
     >>> partition(5, 2, None, 0).flatten().unique().numel()  # and one is left over
     4
     """
-    if not (isinstance(batch_size, int) and 1 <= batch_size <= N):
+    if not is_whole(batch_size, 1, N):
         raise InputError(
             f"mini-batches need a batch_size of 1 to {N}, all the examples, got {batch_size}: "
             "change it"
         )
     most = N // batch_size
     count = most if count is None else count
-    if not (isinstance(count, int) and 1 <= count <= most):
+    if not is_whole(count, 1, most):
         raise InputError(
             f"mini-batches of {batch_size} of {N} examples need a count of 1 to {most}, got "
             f"{count}: change it, or make them smaller"
@@ -281,7 +282,7 @@ def require_one_process() -> None:
 
 def _require_search(k: int, n: int) -> None:
     require_one_process()
-    if not (isinstance(k, int) and 1 <= k <= n):
+    if not is_whole(k, 1, n):
         raise InputError(
             f"batch_eigenvalues needs k from 1 to the {n} parameters, got k={k}: change it"
         )

@@ -25,6 +25,7 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.intervals import LEVEL, t_interval
 from sharpness.lanczos import SMALL, eigsh
 from sharpness.operators import Block, sampling_errors_of, shapes_of
+from sharpness.options import is_whole, require_one_of
 from sharpness.probes import Counted
 from sharpness.ranges import Range, orthonormal
 from sharpness.results import Layers
@@ -92,7 +93,7 @@ def layers(
     >>> found.traces, found.whole_trace
     (tensor([4., 6.], dtype=torch.float64), 10.0)
     """
-    if not (isinstance(probes, int) and probes >= FEWEST):
+    if not is_whole(probes, FEWEST):
         raise InputError(
             f"layers needs at least {FEWEST} probes, got {probes}: raise them, to 4 or more for "
             "intervals"
@@ -142,8 +143,7 @@ def _places(A: Operator, by: str | None, groups: Mapping[str, Tensor] | None) ->
             raise InputError(f"layers needs by or groups, got both, by={by!r}: leave one out")
         return _partition(groups, A.size)
     by = "tensor" if by is None else by
-    if by not in BY:
-        raise InputError(f"by needs to be one of {', '.join(BY)}, got {by!r}: choose one")
+    require_one_of(BY, by=by)
     try:
         shapes = shapes_of(A)
     except InputError as error:

@@ -18,7 +18,9 @@ from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.optimizers import OPTIMIZERS, set_state
+from sharpness.options import is_whole
 from sharpness.results import Measured, Run, Solution
+from sharpness.specs import spec_of
 from sharpness.thresholds import at_end, is_plain, settings
 from sharpness.vectors import flatten, unflatten
 
@@ -87,6 +89,7 @@ def critical_sharpness(
             low, high = (low, middle) if trials.rises(middle) else (middle, high)
     value, interval, converged, words = _judged(low, high, slope, trials)
     threshold, why = _threshold(run, direction)
+    options = {"direction": direction, "bisections": bisections}
     return Measured(
         measure="critical-sharpness",
         value=value,
@@ -107,14 +110,7 @@ def critical_sharpness(
         gradients=1.0,
         products=0.0,
         forwards=1.0 + len(trials.etas),
-        spec={
-            "algorithm": "critical-sharpness",
-            "options": {"direction": direction, "bisections": bisections},
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            **({} if run is None else {"run": run.spec}),
-        },
+        spec=spec_of("critical-sharpness", options, seed, fingerprint(here), objective, run),
     )
 
 
@@ -244,8 +240,7 @@ def _require(direction: str, bisections: int) -> None:
             f"critical_sharpness needs a direction of {', '.join(get_args(Direction))}, got "
             f"{direction!r}: choose one"
         )
-    whole = isinstance(bisections, int) and not isinstance(bisections, bool)
-    if not (whole and 0 <= bisections <= MOST_BISECTIONS):
+    if not is_whole(bisections, 0, MOST_BISECTIONS):
         raise InputError(
             f"critical_sharpness needs 0 to {MOST_BISECTIONS} bisections, got {bisections}: "
             "change it"

@@ -1,5 +1,6 @@
 """Curvature matrices of an Objective as symmetric operators on vectors of length n."""
 
+import inspect
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sized
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +20,7 @@ from sharpness.errors import ComputationError, InputError
 from sharpness.finite import in_block, not_finite
 from sharpness.micro_batches import saved
 from sharpness.objective import BatchMean, Inputs, Objective, Point, Targets, fingerprint
+from sharpness.options import require_one_of
 from sharpness.results import Solution
 
 # Of one batch, by its number, inputs and targets: what is averaged to a product, shape (n,), or
@@ -27,6 +30,9 @@ Rows = BatchMean
 # How torch tells that there is no second derivative: of its own functions, of custom operators
 # and of compiled models.
 MISSING = ("derivative", "autograd formula", "double backward")
+# All that once_differentiable makes of a backward is this code around that of the author.
+ONCE = once_differentiable(lambda *_: None).__code__
+COMPILED = "CompiledFunction"  # what torch.compile calls each of its own
 REMEDY = (
     "write its backward by differentiable operations, or take the Hessian with "
     'engine="finite-difference"'
@@ -129,10 +135,8 @@ class Curvature(ABC):
         engine: str | None = None,
         memory: int | None = None,
     ) -> None:
-        if engine is not None and engine not in ENGINES:
-            raise InputError(
-                f"engine needs to be one of {', '.join(ENGINES)}, got {engine!r}: choose one"
-            )
+        if engine is not None:
+            require_one_of(ENGINES, engine=engine)
         self.objective, self._asked = objective, engine
         self.memory = objective.memory // 2 if memory is None else memory
         self.error: float | None = None
@@ -518,25 +522,35 @@ def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None, *, create_graph: bool = 
 
 
 def _require_differentiable(slope: Tensor, y: Tensor) -> None:
-    """Refuse a slope of y with a function that its author called differentiable once.
+    """Refuse a slope of y with a function that has no second derivative, and does not say so.
 
-    Torch cuts the graph there, so that the product behind would be a silent zero.
+    Torch cuts the graph there, so that the product behind would be a silent zero. It marks the cut
+    only if the slope that comes in has a graph, which behind a mean alone it has not.
     """
-    if not any(node.name() == "torch::autograd::Error" for node in _nodes(slope)):
+    kinds: list[Any] = [type(node) for node in _nodes(y)]
+    custom = torch.autograd.function.BackwardCFunction
+    owners = {kind._forward_cls for kind in kinds if issubclass(kind, custom)}
+    if any(owner.__name__ == COMPILED for owner in owners):
+        raise ComputationError(
+            "curvature needs a second derivative, got a function made by torch.compile, which has "
+            'none: leave it uncompiled, or take the Hessian with engine="finite-difference"'
+        )
+    names = sorted(owner.__name__ for owner in owners if _is_once(owner.backward, owner.vjp))
+    if not names and all(node.name() != "torch::autograd::Error" for node in _nodes(slope)):
         return
-    classes: list[Any] = [type(node) for node in _nodes(y)]
-    # What once_differentiable made of a backward wraps that of the author.
-    once = {
-        kind.__name__
-        for kind in classes
-        if issubclass(kind, torch.autograd.function.BackwardCFunction)
-        and hasattr(kind._forward_cls.backward, "__wrapped__")
-    }
-    names = sorted(name.removesuffix("Backward") for name in once)
     raise ComputationError(
         "curvature needs a second derivative, got a custom function that is once_differentiable, "
         f"{' or '.join(names) or 'in the model or the loss'}: {REMEDY}"
     )
+
+
+def _is_once(*backwards: Any) -> bool:
+    """Say whether one of these was made by ``once_differentiable``, also below other decorators."""
+
+    def is_made(f: Any) -> bool:
+        return getattr(f, "__code__", None) is ONCE
+
+    return any(is_made(inspect.unwrap(f, stop=is_made)) for f in backwards)
 
 
 def _nodes(y: Tensor) -> Iterator[Node]:

@@ -20,7 +20,9 @@ from sharpness.curvature import AdaptiveHessian, Curvature, Hessian
 from sharpness.errors import InputError
 from sharpness.lanczos import eigsh
 from sharpness.objective import Inputs, Objective, Point, Targets, Weighted
+from sharpness.options import is_whole
 from sharpness.results import Eigenpairs, Estimate, Measured, Run
+from sharpness.specs import spec_of
 from sharpness.spectrum import frobenius, trace
 from sharpness.thresholds import RULES, at_end, decay, stability_threshold
 
@@ -230,7 +232,7 @@ def eigenvalue_ratio(
     """
     A = _at(objective, point, None, scaled)
     rank = _classes(objective, A) if k is None else k
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 2 <= rank <= A.size:
+    if not is_whole(rank, 2, A.size):
         raise InputError(
             f"eigenvalue_ratio needs k from 2 to the {A.size} parameters, got k={rank}: change it"
         )
@@ -323,12 +325,5 @@ def _measured(
         gradients=gradients,
         products=products,
         forwards=1.0,
-        spec={
-            "algorithm": name,
-            "options": options,
-            "seed": seed,
-            "point": A.spec["point"],
-            "objective": A.objective.spec,
-            **({} if run is None else {"run": run.spec}),
-        },
+        spec=spec_of(name, options, seed, A.spec["point"], A.objective, run),
     )

@@ -22,6 +22,7 @@ from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective, Point
+from sharpness.options import is_whole
 from sharpness.records import Shown
 from sharpness.results import Run, Solution
 from sharpness.vectors import gaussian, unflatten
@@ -423,7 +424,7 @@ def projected(directions: Tensor, points: Sequence[Point] | Tensor, origin: Poin
 
 
 def _gaussians(objective: Objective, count: int, seed: int) -> Tensor:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_whole(count, 1):
         raise InputError(f"directions need a count of at least 1, got {count}: change it")
     like = torch.empty(0, dtype=torch.float64)
     n = len(objective.theta)

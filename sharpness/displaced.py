@@ -6,7 +6,7 @@ Letters: w the solution, n parameters; c axes, u: the point is w + c u; M mini-b
 import math
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sharpness.by_batch import mini_batch, partition, starts_of
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite, require_finite
 from sharpness.logits import normalized_logits, require_labels, with_error
-from sharpness.objective import Inputs, Objective, Targets, fingerprint
+from sharpness.objective import Inputs, Objective, Targets
 from sharpness.results import Solution
 
 Of = Literal["loss", "error"]
@@ -180,19 +180,6 @@ def rows_of(
     return torch.stack([pieces[f"batch {i}"] for i in range(room.count)])
 
 
-def spec_of(
-    name: str, options: dict[str, Any], seed: int, here: Solution, objective: Objective
-) -> dict[str, Any]:
-    """Return the spec of a measure."""
-    return {
-        "algorithm": name,
-        "options": options,
-        "seed": seed,
-        "point": fingerprint(here),
-        "objective": objective.spec,
-    }
-
-
 def measured_words(of: str) -> str:
     """Return what rises."""
     return "the loss" if of == "loss" else "the 0-1 error"
@@ -209,31 +196,6 @@ def batches_words(room: Displaced) -> str:
 def units_words(*, adaptive: bool, eta: float = 0.0) -> str:
     """Return in what units weights move, after a space; nothing in those of length."""
     return "" if not adaptive else f" in units of |w| + {eta:g}" if eta else " in units of |w|"
-
-
-def require_positive(who: str, **numbers: Any) -> None:
-    """Refuse numbers that are not positive and finite."""
-    for name, x in numbers.items():
-        if not (isinstance(x, int | float) and x > 0 and math.isfinite(x)):
-            raise InputError(f"{who} needs {name} above 0 and finite, got {x}: change it")
-
-
-def require_whole(who: str, least: int, **numbers: Any) -> None:
-    """Refuse numbers that are no whole numbers of at least so much."""
-    for name, x in numbers.items():
-        if isinstance(x, bool) or not isinstance(x, int) or x < least:
-            raise InputError(
-                f"{who} needs {name} to be a whole number of at least {least}, got {x}: change it"
-            )
-
-
-def require_choice(who: str, choices: tuple[str, ...], **options: str) -> None:
-    """Refuse options that are none of the choices."""
-    for name, x in options.items():
-        if x not in choices:
-            raise InputError(
-                f"{who} needs {name} to be {' or '.join(choices)}, got {x!r}: choose one"
-            )
 
 
 def require_seen(who: str, name: str, x: float, *, lost: float, theta: Tensor) -> None:

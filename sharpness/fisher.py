@@ -16,6 +16,7 @@ from sharpness.errors import InputError
 from sharpness.likelihoods import likelihood_of
 from sharpness.names import named
 from sharpness.objective import Objective, Point, Targets, Weighted
+from sharpness.options import require_counts
 from sharpness.vectors import stream
 
 LABELS = 3  # the key of the stream of labels, which is no other's
@@ -76,10 +77,7 @@ class Fisher(SecondMoment):
         engine: str | None = None,
         memory: int | None = None,
     ) -> None:
-        if not (isinstance(draws, int) and draws >= 1):
-            raise InputError(
-                f"draws need to be a whole number of at least 1, got {draws}: change them"
-            )
+        require_counts(draws=draws)
         super().__init__(objective, point, engine=engine, memory=memory)
         self.draws, self.seed = draws, seed
         self._before = {0: 0}  # targets before each batch, by its number

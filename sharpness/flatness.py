@@ -25,8 +25,10 @@ from sharpness.likelihoods import likelihood_of
 from sharpness.names import named
 from sharpness.objective import Inputs, Objective, Point, Targets, fingerprint
 from sharpness.operators import Made, Scaled
+from sharpness.options import require_one_of
 from sharpness.probes import require_symmetric
 from sharpness.results import Measured, Solution
+from sharpness.specs import spec_of
 from sharpness.spectrum import trace
 from sharpness.vectors import unflatten
 
@@ -114,6 +116,7 @@ def relative_flatness(
     measured = _by_trace if form == "trace" else _by_eigenvalues
     found = measured(block, W * scale, 1 / scale, probes, seed, progress)
     unknown = math.nan if objective.is_sample else 0.0
+    options = {"layer": layer, "form": form, "rescaled": rescaled, "probes": probes}
     return Measured(
         measure="relative-flatness",
         value=found.value,
@@ -128,14 +131,7 @@ def relative_flatness(
         gradients=0.0,
         products=float(H.products),
         forwards=1.0 + 2.0 * rescaled,
-        spec={
-            "algorithm": "relative-flatness",
-            "options": {"layer": layer, "form": form, "rescaled": rescaled, "probes": probes},
-            "seed": seed,
-            "weight": name,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-        },
+        spec=spec_of("relative-flatness", options, seed, fingerprint(here), objective, weight=name),
     )
 
 
@@ -180,11 +176,8 @@ def fisher_rao(
     >>> fisher_rao(f, torch.tensor([3.0]).double()).value  # 2 mean(x^2) theta^2
     45.0
     """
-    for what, asked, known in (("labels", labels, FISHERS), ("form", form, FISHER_FORMS)):
-        if asked not in known:
-            raise InputError(
-                f"{what} needs to be one of {', '.join(known)}, got {asked!r}: choose one"
-            )
+    require_one_of(FISHERS, labels=labels)
+    require_one_of(FISHER_FORMS, form=form)
     here = objective.at(objective.theta if point is None else point)
     settled = objective.settled(here)
     A = FISHERS[labels](objective, settled)
@@ -194,6 +187,7 @@ def fisher_rao(
     if progress:
         progress(1, 1, f"value {found.value:.4g}")
     more = 2.0 * objective.is_sample
+    options = {"labels": labels, "form": form}
     return Measured(
         measure="fisher-rao",
         value=found.value,
@@ -208,13 +202,7 @@ def fisher_rao(
         gradients=0.0,
         products=1.0 + more * (form == "quadratic"),
         forwards=1.0 + more * (form == "homogeneous"),
-        spec={
-            "algorithm": "fisher-rao",
-            "options": {"labels": labels, "form": form},
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-        },
+        spec=spec_of("fisher-rao", options, seed, fingerprint(here), objective),
     )
 
 
@@ -381,8 +369,7 @@ def _layer_of(
     objective: Objective, point: Point | None, layer: str | None, form: str
 ) -> tuple[Solution, str, Tensor]:
     """Return the point, and the name and the weight of the layer, (K, d) in float64."""
-    if form not in FORMS:
-        raise InputError(f"form needs to be one of {', '.join(FORMS)}, got {form!r}: choose one")
+    require_one_of(FORMS, form=form)
     weights = [name for name, shape in objective.shapes.items() if len(shape) > 1]
     if not weights:
         raise InputError(

@@ -27,7 +27,9 @@ from sharpness.finite import require_finite
 from sharpness.intervals import t_interval
 from sharpness.lanczos import eigsh
 from sharpness.objective import Inputs, Objective, Point, Targets, Weighted, fingerprint
+from sharpness.options import is_whole, require_whole
 from sharpness.results import Measured, Solution
+from sharpness.specs import spec_of
 from sharpness.vectors import stream
 
 STREAM = 17  # the key of the noise and of the mini-batches
@@ -98,12 +100,23 @@ def learning_coefficient(
     >>> abs(found.value - 100 / 101 / 0.95) < 4 * found.stderr  # two of half a dimension
     True
     """
-    whole = {"gamma": gamma, "n_beta": n_beta, "step": step}
-    _require(whole, {"chains": chains, "burn_in": burn_in, "draws": draws})
+    who = "learning_coefficient"
+    _require_numbers(gamma=gamma, n_beta=n_beta, step=step)
+    require_whole(who, 1, chains=chains, draws=draws)
+    require_whole(who, 0, burn_in=burn_in)
+    options = {
+        "n_beta": n_beta,
+        "gamma": gamma,
+        "step": step,
+        "chains": chains,
+        "burn_in": burn_in,
+        "draws": draws,
+        "batch_size": batch_size,
+    }
     here = objective.at(objective.theta if point is None else point)
     settled = objective.settled(here)
     loss = objective.value(settled)
-    require_finite(objective, "learning_coefficient", settled, loss)
+    require_finite(objective, who, settled, loss)
     N = objective.weight()
     n_beta = _n_beta(N) if n_beta is None else float(n_beta)
     chosen, top, products = step, math.nan, 0
@@ -154,38 +167,23 @@ def learning_coefficient(
         gradients=len(found) * chains * sum(steps) * (batch_size or N) / N,
         products=float(products),
         forwards=1.0,
-        spec={
-            "algorithm": "learning-coefficient",
-            "options": {
-                "n_beta": whole["n_beta"],
-                "gamma": gamma,
-                "step": step,
-                "chains": chains,
-                "burn_in": burn_in,
-                "draws": draws,
-                "batch_size": batch_size,
-            },
-            "seed": seed,
-            "chains_at_once": slopes.at_once,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-        },
+        spec=spec_of(
+            "learning-coefficient",
+            options,
+            seed,
+            fingerprint(here),
+            objective,
+            chains_at_once=slopes.at_once,
+        ),
     )
 
 
-def _require(positive: dict[str, float | None], counts: dict[str, int]) -> None:
-    for name, x in positive.items():
+def _require_numbers(**numbers: float | None) -> None:
+    for name, x in numbers.items():
         least = "at least 0" if name == "gamma" else "positive"
         if x is not None and not (math.isfinite(x) and (x > 0 or (name == "gamma" and x == 0))):
             raise InputError(
                 f"learning_coefficient needs {name} to be {least} and finite, got {x}: change it"
-            )
-    for name, count in counts.items():
-        few = 0 if name == "burn_in" else 1
-        if isinstance(count, bool) or not isinstance(count, int) or count < few:
-            raise InputError(
-                f"learning_coefficient needs {name} to be a whole number of at least {few}, got "
-                f"{count}: change it"
             )
 
 
@@ -243,7 +241,7 @@ class _Slopes:
             return
         starts = starts_of(self.objective)
         self.N = starts[-1]
-        if isinstance(batch_size, bool) or not 1 <= batch_size <= self.N:
+        if not is_whole(batch_size, 1, self.N):
             raise InputError(
                 f"mini-batches need a batch_size of 1 to {self.N}, all the examples, got "
                 f"{batch_size}: change it"

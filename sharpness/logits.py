@@ -50,6 +50,26 @@ def with_error(objective: Objective) -> Objective:
     return objective.measuring({"error": _error})
 
 
+def require_scores(who: str, z: Any, y: Tensor) -> None:
+    """Refuse outputs that are no class scores, and targets that are no labels.
+
+    Raises:
+        InputError: If they are not.
+    """
+    if isinstance(z, Tensor) and z.ndim == 2 and z.shape[1] > 1:
+        if y.shape == z.shape[:1] and not (y.is_floating_point() or y.is_complex()):
+            return
+        got = f"targets of shape {tuple(y.shape)} in {y.dtype}"
+    elif isinstance(z, Tensor):
+        got = f"outputs of shape {tuple(z.shape)}"
+    else:
+        got = f"outputs that are a {type(z).__name__}"
+    raise InputError(
+        f"{who} needs class scores (N, C) and whole labels (N,), got {got}: leave it out, or take "
+        "a classifier"
+    )
+
+
 def require_labels(objective: Objective, inside: Tensor) -> None:
     """Refuse labels that are those of no class, which make an error NaN.
 
@@ -76,29 +96,14 @@ def require_labels(objective: Objective, inside: Tensor) -> None:
 
 
 def _of_normalized(loss: Measure, z: Tensor, y: Tensor) -> Tensor:
-    _require_scores("normalize_logits", z, y)
+    require_scores("normalize_logits", z, y)
     centered = z - z.mean(dim=1, keepdim=True)
     return loss(centered / torch.linalg.vector_norm(centered, dim=1, keepdim=True).clamp(LEAST), y)
 
 
 def _error(z: Tensor, y: Tensor) -> Tensor:
     """Return the part of the examples whose largest score is not at the label, shape ()."""
-    _require_scores('of="error"', z, y)
+    require_scores('of="error"', z, y)
     # No comparison that a GPU would have to wait for: a wrong label is told at the first look.
     inside = (y >= 0) & (y < z.shape[1])
     return (z.argmax(dim=1) != y).double().where(inside, torch.nan).mean()
-
-
-def _require_scores(who: str, z: Any, y: Tensor) -> None:
-    if isinstance(z, Tensor) and z.ndim == 2 and z.shape[1] > 1:
-        if y.shape == z.shape[:1] and not (y.is_floating_point() or y.is_complex()):
-            return
-        got = f"targets of shape {tuple(y.shape)} in {y.dtype}"
-    elif isinstance(z, Tensor):
-        got = f"outputs of shape {tuple(z.shape)}"
-    else:
-        got = f"outputs that are a {type(z).__name__}"
-    raise InputError(
-        f"{who} needs class scores (N, C) and whole labels (N,), got {got}: leave it out, or take "
-        "a classifier"
-    )

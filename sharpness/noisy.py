@@ -21,18 +21,16 @@ from sharpness.displaced import (
     Progress,
     batches_words,
     measured_words,
-    require_choice,
-    require_positive,
     require_seen,
-    require_whole,
     rounding,
     rows_of,
-    spec_of,
     units_words,
 )
 from sharpness.intervals import t_interval
-from sharpness.objective import Objective, Point
+from sharpness.objective import Objective, Point, fingerprint
+from sharpness.options import require_choice, require_positive, require_whole
 from sharpness.results import Measured
+from sharpness.specs import spec_of
 from sharpness.vectors import gaussian, uniform
 
 Noise = Literal["gaussian", "uniform"]
@@ -148,7 +146,7 @@ def average_case(
         gradients=0.0,
         products=0.0,
         forwards=room.count * room.share * (1 + 2 * draws),
-        spec=spec_of("average-case", options, seed, here, objective),
+        spec=spec_of("average-case", options, seed, fingerprint(here), objective),
     )
 
 

@@ -16,7 +16,9 @@ from torch.func import functional_call
 from sharpness.errors import InputError
 from sharpness.finite import require_finite
 from sharpness.objective import Inputs, Objective, Point, Targets, fingerprint
+from sharpness.options import require_one_of
 from sharpness.results import Measured, Run, Solution
+from sharpness.specs import spec_of
 from sharpness.vectors import unflatten
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -65,8 +67,7 @@ def weight_norm(
     >>> weight_norm(f, torch.tensor([3.0, 4.0])).value
     5.0
     """
-    if kind not in KINDS:
-        raise InputError(f"kind needs to be one of {', '.join(KINDS)}, got {kind!r}: choose one")
+    require_one_of(KINDS, kind=kind)
     here = objective.at(objective.theta if point is None else point)
     parts = unflatten(here.theta.detach().cpu().double(), objective.shapes)
     if kind != "l2":
@@ -276,12 +277,5 @@ def _measured(
         gradients=0.0,
         products=0.0,
         forwards=1.0 + found.forwards,
-        spec={
-            "algorithm": found.name,
-            "options": found.options,
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            **({"run": run.spec} if run else {}),
-        },
+        spec=spec_of(found.name, found.options, seed, fingerprint(here), objective, run),
     )

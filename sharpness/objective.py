@@ -23,6 +23,7 @@ from sharpness.errors import ComputationError, InputError, OutOfMemoryError, is_
 from sharpness.gemm import in_force
 from sharpness.heap import keep_heap
 from sharpness.names import located, named
+from sharpness.options import require_one_of
 from sharpness.results import Solution
 from sharpness.signals import whole
 from sharpness.vectors import digest, flatten, unflatten
@@ -823,10 +824,7 @@ def _require_batch(i: int, batch: Any, parts: int) -> None:
 
 
 def _require_reduction(loss: Any, reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise InputError(
-            f"reduction needs to be one of {', '.join(REDUCTIONS)}, got {reduction!r}: choose one"
-        )
+    require_one_of(REDUCTIONS, reduction=reduction)
     # Of a module of torch, or of a function with this option bound.
     own = getattr(loss, "reduction", None) or getattr(loss, "keywords", {}).get("reduction")
     if own in REDUCTIONS and own != reduction:

@@ -16,6 +16,7 @@ from sharpness.curvature import AdaptiveHessian, Curvature, GaussNewton, Hessian
 from sharpness.errors import InputError
 from sharpness.fisher import EmpiricalFisher, Fisher
 from sharpness.objective import Objective, Point
+from sharpness.options import require_one_of
 from sharpness.vectors import digest
 
 NAMED = 5  # parameters that an error names
@@ -325,10 +326,7 @@ def matrix(
     Raises:
         InputError: If there is no such operator, or an option is for another one.
     """
-    if operator not in OPERATORS:
-        raise InputError(
-            f"operator needs to be one of {', '.join(OPERATORS)}, got {operator!r}: choose one"
-        )
+    require_one_of(OPERATORS, operator=operator)
     more: dict[str, Any] = {}
     if OPERATORS[operator] is Fisher:
         more = {"draws": 1 if draws is None else draws, "seed": seed}

@@ -29,19 +29,17 @@ from sharpness.displaced import (
     Progress,
     batches_words,
     measured_words,
-    require_choice,
-    require_positive,
     require_seen,
-    require_whole,
     rounding,
     rows_of,
-    spec_of,
     units_words,
 )
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
-from sharpness.objective import Objective, Point
+from sharpness.objective import Objective, Point, fingerprint
+from sharpness.options import require_choice, require_positive, require_whole
 from sharpness.results import Measured
+from sharpness.specs import spec_of
 
 STARTS = 2**29  # of a seed's vectors the first of ours: no one else takes so many
 MOST_LATE = 0.01  # share of a rise that may come in the last quarter of the iterations
@@ -163,7 +161,7 @@ def worst_case(
         gradients=float(gradients.sum()) * room.share,
         products=0.0,
         forwards=float(forwards.sum()) * room.share,
-        spec=spec_of("worst-case", options, seed, here, objective),
+        spec=spec_of("worst-case", options, seed, fingerprint(here), objective),
     )
 
 
@@ -241,7 +239,7 @@ def sam(
         gradients=room.count * room.share,
         products=0.0,
         forwards=float(forwards.sum()) * room.share,
-        spec=spec_of("sam", options, seed, here, objective),
+        spec=spec_of("sam", options, seed, fingerprint(here), objective),
     )
 
 

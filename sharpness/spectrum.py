@@ -22,6 +22,7 @@ from torch import Tensor
 from sharpness.curvature import Operator
 from sharpness.errors import ComputationError, InputError
 from sharpness.intervals import LEVEL, t_interval
+from sharpness.options import require_counts, require_one_of
 from sharpness.probes import Counted
 from sharpness.quadrature import nodes_of
 from sharpness.ranges import Range, orthonormal
@@ -75,7 +76,7 @@ def density(
     >>> found.nodes.round(decimals=6), found.weights.sum().round(decimals=6)
     (tensor([[1., 5.]], dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
-    _require_counts(steps=steps, probes=probes)
+    require_counts(steps=steps, probes=probes)
     n = A.size
     known = _known(A, deflate)
     d = 0 if known is None else len(known)
@@ -168,7 +169,7 @@ def trace(
     >>> found.value, found.stderr  # signs leave a diagonal nothing to chance
     (8.0, 0.0)
     """
-    _require_method(method, TRACES)
+    require_one_of(TRACES, method=method)
     work = _Work(A, deflate, seed, pieces, progress)
     options = {"method": method, "probes": probes, "rtol": rtol, "budget": budget}
     if method == "xtrace":
@@ -198,7 +199,7 @@ def frobenius(
     >>> round(frobenius(A, probes=12).value, 9)  # the range of four probes is all of A
     30.0
     """
-    _require_method(method, NORMS)
+    require_one_of(NORMS, method=method)
     work = _Work(A, deflate, seed, pieces, progress)
     options = {"method": method, "probes": probes, "rtol": rtol, "budget": budget}
     return _streamed(
@@ -229,9 +230,9 @@ def diagonal(
     >>> diagonal(Dense(torch.diag(torch.tensor([1.0, 5.0]))), method="bekas", probes=2).values
     tensor([1., 5.], dtype=torch.float64)
     """
-    _require_method(method, DIAGONALS)
+    require_one_of(DIAGONALS, method=method)
     work = _Work(A, None, seed, pieces, progress)
-    _require_counts(probes=probes)
+    require_counts(probes=probes)
     count, mean = 0, torch.zeros(A.size, dtype=torch.float64)
     squares = torch.zeros_like(mean)
     for sample in DIAGONALS[method](work, probes):
@@ -550,7 +551,7 @@ def _made(pairs: Eigenpairs | None) -> dict[str, Any] | None:
 
 def _budget(options: dict[str, Any]) -> int:
     probes, rtol, budget = options["probes"], options["rtol"], options["budget"]
-    _require_counts(probes=probes)
+    require_counts(probes=probes)
     least = TRACES[options["method"]]
     if probes < least:
         raise InputError(
@@ -581,24 +582,9 @@ def require_options(quantity: str, options: dict[str, Any]) -> dict[str, Any]:
     if extra:
         raise InputError(f"{extra[0]} is for traces and norms, got the {quantity}: leave it out")
     if "method" in given:
-        _require_method(given["method"], TABLES[quantity])
+        require_one_of(TABLES[quantity], method=given["method"])
     given.pop("deflate", None)  # a number of pairs, which are to be computed
     return given
-
-
-def _require_method(method: str, table: dict[str, Any]) -> None:
-    if method not in table:
-        raise InputError(
-            f"method needs to be one of {', '.join(table)}, got {method!r}: choose one"
-        )
-
-
-def _require_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not (isinstance(count, int) and count >= 1):
-            raise InputError(
-                f"{name} need to be a whole number of at least 1, got {count}: change them"
-            )
 
 
 TRACES = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}  # probes that each needs at least

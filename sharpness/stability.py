@@ -22,7 +22,9 @@ from sharpness.intervals import t_interval
 from sharpness.lanczos import eigsh
 from sharpness.objective import Objective, Point, fingerprint
 from sharpness.operators import Scaled, WeightDecayed
+from sharpness.options import is_whole
 from sharpness.results import Measured, Run, Solution
+from sharpness.specs import spec_of
 from sharpness.thresholds import (
     FLOOR,
     at_end,
@@ -124,6 +126,7 @@ def batch_sharpness(
     if objective.is_sample:
         words += f"; of these examples alone, with a standard error of {error:.2g}"
     unknown = objective.is_sample
+    options = {"batch_size": batch_size, "form": form, "batches": batches}
     return Measured(
         measure="batch-sharpness",
         value=value,
@@ -144,14 +147,7 @@ def batch_sharpness(
         gradients=float(graphs.sum()) * B / N,
         products=count * B / N,
         forwards=1.0,
-        spec={
-            "algorithm": "batch-sharpness",
-            "options": {"batch_size": batch_size, "form": form, "batches": batches},
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            **({} if run is None else {"run": run.spec}),
-        },
+        spec=spec_of("batch-sharpness", options, seed, fingerprint(here), objective, run),
     )
 
 
@@ -235,14 +231,9 @@ def preconditioned_sharpness(
         gradients=gradients,
         products=products,
         forwards=1.0,
-        spec={
-            "algorithm": "preconditioned-sharpness",
-            "options": {"tol": tol},
-            "seed": seed,
-            "point": fingerprint(here),
-            "objective": objective.spec,
-            "run": run.spec,
-        },
+        spec=spec_of(
+            "preconditioned-sharpness", {"tol": tol}, seed, fingerprint(here), objective, run
+        ),
     )
 
 
@@ -251,7 +242,7 @@ def _require_form(form: str, batches: int) -> None:
         raise InputError(
             f"batch_sharpness needs a form of {', '.join(get_args(Form))}, got {form!r}: choose one"
         )
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+    if not is_whole(batches, 1):
         raise InputError(f"batch_sharpness needs a batch at least, got batches={batches}: raise it")
 
 
@@ -263,7 +254,7 @@ def _batch_size(run: Run | None, batch_size: int | None) -> int:
         raise InputError(
             "batch_sharpness needs a batch_size, got none, and no training that has one: give it"
         )
-    if isinstance(given, bool) or not isinstance(given, int):
+    if not is_whole(given):
         raise InputError(f"batch_sharpness needs a whole batch_size, got {given}: change it")
     return given
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sharpness.errors import InputError
+from sharpness.options import is_whole
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
@@ -16,7 +17,7 @@ def stream(seed: int, *key: int) -> np.random.Generator:
     Raises:
         InputError: If the seed is no whole number of at least 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if not is_whole(seed, 0):
         raise InputError(f"a seed needs to be a whole number of at least 0, got {seed}: change it")
     # In one tuple, a seed above 2^32 would be two words: that of another seed and key.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -23,7 +23,7 @@ LAYERS = [
         "likelihoods",
         "ranges",
     },
-    {"records", "profiles", "densities"},
+    {"records", "profiles", "densities", "options"},
     {"reading_hdf5_child"},  # a process of its own, which knows nothing of ours
     {"results", "vectors", "distributed", "names", "gemm", "building"},
     {
@@ -58,7 +58,7 @@ LAYERS = [
         "journal",
         "plots",
     },
-    {"micro_batches", "finite", "logits", "apgd", "sampling", "methods", "averages"},
+    {"micro_batches", "finite", "logits", "apgd", "sampling", "methods", "averages", "specs"},
     {"problem", "curvature"},
     {"fisher"},
     {"operators", "training_config", "stopping"},

@@ -280,6 +280,7 @@ def test_gradients_are_counted_and_of_a_sample_the_error_is_unknown() -> None:
         ({"draws": 0}, "draws to be a whole number"),
         ({"batch_size": 3}, "batch_size of 1 to 2"),
         ({"batch_size": 0}, "batch_size of 1 to 2"),
+        ({"batch_size": 1.5}, "batch_size of 1 to 2"),
     ],
 )
 def test_what_is_out_of_range_is_refused(options: dict[str, float], says: str) -> None:

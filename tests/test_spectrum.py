@@ -426,6 +426,7 @@ def test_a_plain_interval_covers_too_seldom_where_one_eigenvalue_dominates() -> 
     ("call", "named"),
     [
         (lambda A: density(A, steps=0), "steps need to be a whole number of at least 1, got 0"),
+        (lambda A: trace(A, probes=True), "probes need to be a whole number .* got True"),
         (lambda A: density(A, probes=0), "probes need to be"),
         (lambda A: density(A, probes=1.5), "got 1.5"),
         (lambda A: trace(A, probes=0), "probes need to be"),
