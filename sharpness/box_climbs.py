@@ -9,7 +9,7 @@ coordinates are for few of them: what they leave is a vertex that no neighbor ex
 Letters: p dimensions of the box.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from sharpness.boxes import Box, Vector
 from sharpness.vectors import uniform
 
+GROWING = (0.25, 0.5, 0.75)  # of the box, which the climb from the gradient begins with
 FLIPPED = 64  # dimensions up to which all coordinates are flipped, one by one
 NUMBERS = 6  # of a climb in a piece, before z
 
@@ -141,7 +142,9 @@ def _minimize(climb: Climb, u: Vector, iterations: int) -> None:
     climb.iterations = int(end.nit)
 
 
-def sign_iteration(u: Callable[[], Tensor], iterations: int) -> Start:
+def sign_iteration(
+    u: Callable[[], Tensor], iterations: int, *, growing: Sequence[float] = ()
+) -> Start:
     """Return a start of the sign iteration: u, then the signs of the gradient there, and so on.
 
     It ends where they do not change. Where the gradient is 0 the coordinate stays as it is.
@@ -149,14 +152,26 @@ def sign_iteration(u: Callable[[], Tensor], iterations: int) -> Start:
     Args:
         u: Makes it, shape (p,), in the dtype of theta.
         iterations: Gradients at most.
+        growing: Parts of the box whose vertices are taken first, in turn: from that of a smaller
+            box the climb is shorter.
     """
-    return lambda climb: _iterate(climb, u(), iterations)
+
+    def start(climb: Climb) -> None:
+        first = u()
+        _iterate(climb, first, iterations, growing)
+        if growing:  # the vertex of the whole box, which was passed by
+            z = climb.box.inside(first)
+            climb.forwards += 1
+            climb.take(climb.box.rise(z), z)
+
+    return start
 
 
-def _iterate(climb: Climb, u: Tensor, iterations: int) -> None:
+def _iterate(climb: Climb, u: Tensor, iterations: int, growing: Sequence[float]) -> None:
     box = climb.box
     for i in range(iterations):
-        z = box.inside(u)
+        part = growing[i] if i < len(growing) else 1.0
+        z = box.inside(part * u)
         value, slope = box.slope(z)
         climb.gradients += 1
         following = torch.where(slope == 0, u, slope.sign())
@@ -165,7 +180,7 @@ def _iterate(climb: Climb, u: Tensor, iterations: int) -> None:
         there, total, moves = facts.tolist()
         box.require_finite(z, there, total)
         climb.take(there - box.loss, z)
-        if not moves:
+        if not moves and part == 1:
             return
         climb.iterations, u = i + 1, following
 

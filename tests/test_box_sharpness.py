@@ -113,7 +113,10 @@ def test_the_gradients_are_counted() -> None:
     f.model.register_forward_hook(lambda *_: calls.append(1))
     found = epsilon_sharpness(f, starts=2, sign_starts=2, certificate=False)
     assert len(calls) / 2 == found.gradients + found.forwards  # of two batches
-    assert (found.forwards, found.products) == (2, 0)  # the loss at both ends once more
+    assert (found.forwards, found.products) == (
+        3,
+        0,
+    )  # the loss at both ends once more, and at the vertex that is passed by
 
 
 def test_a_linear_loss_has_a_first_order_share_of_one() -> None:
