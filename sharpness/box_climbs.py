@@ -20,7 +20,7 @@ from torch import Tensor
 from sharpness.boxes import Box, Vector
 from sharpness.vectors import uniform
 
-GROWING = (0.25, 0.5, 0.75)  # of the box, which the climb from the gradient begins with
+GROWING = (0.25, 0.5, 0.75)  # parts of the box in which the climb from the gradient begins
 FLIPPED = 64  # dimensions up to which all coordinates are flipped, one by one
 NUMBERS = 6  # of a climb in a piece, before z
 
@@ -142,9 +142,7 @@ def _minimize(climb: Climb, u: Vector, iterations: int) -> None:
     climb.iterations = int(end.nit)
 
 
-def sign_iteration(
-    u: Callable[[], Tensor], iterations: int, *, growing: Sequence[float] = ()
-) -> Start:
+def sign_iteration(u: Callable[[], Tensor], iterations: int) -> Start:
     """Return a start of the sign iteration: u, then the signs of the gradient there, and so on.
 
     It ends where they do not change. Where the gradient is 0 the coordinate stays as it is.
@@ -152,22 +150,51 @@ def sign_iteration(
     Args:
         u: Makes it, shape (p,), in the dtype of theta.
         iterations: Gradients at most.
-        growing: Parts of the box whose vertices are taken first, in turn: from that of a smaller
-            box the climb is shorter.
+    """
+    return lambda climb: _iterate(climb, u(), iterations)
+
+
+def from_gradient(seed: int, iterations: int) -> Start:
+    """Return the start of the sign iteration from the signs of G, in growing parts of the box.
+
+    Where G is 0, as at the weights of dead units, a coordinate stays at the center until a gradient
+    moves it or the others have settled; then it takes a random sign. Where all of G is 0 this is
+    the iteration from a random vertex. A loss at the end is that at the signs of G in the whole
+    box, random ones where it is 0: the growing parts pass by this vertex.
+
+    Args:
+        seed: Of the random signs.
+        iterations: Gradients at most, the last of which is in the whole box.
     """
 
     def start(climb: Climb) -> None:
-        first = u()
-        _iterate(climb, first, iterations, growing)
-        if growing:  # the vertex of the whole box, which was passed by
-            z = climb.box.inside(first)
-            climb.forwards += 1
-            climb.take(climb.box.rise(z), z)
+        box = climb.box
+        vertex = box.vertex(box.G, seed, 0)
+        known = box.G.to(vertex).sign()
+        if not known.any():  # the center would be all that it sees
+            _iterate(climb, vertex, iterations)
+            return
+        _iterate(climb, known, iterations, growing=GROWING[: iterations - 1], settled=vertex)
+        climb.forwards += 1
+        z = box.inside(vertex)
+        climb.take(box.rise(z), z)
 
     return start
 
 
-def _iterate(climb: Climb, u: Tensor, iterations: int, growing: Sequence[float]) -> None:
+def _iterate(
+    climb: Climb,
+    u: Tensor,
+    iterations: int,
+    *,
+    growing: Sequence[float] = (),
+    settled: Tensor | None = None,
+) -> None:
+    """Climb from u, in these parts of the box first.
+
+    Args:
+        settled: What takes the place of zeros of u, once, where the signs do not change.
+    """
     box = climb.box
     for i in range(iterations):
         part = growing[i] if i < len(growing) else 1.0
@@ -181,7 +208,9 @@ def _iterate(climb: Climb, u: Tensor, iterations: int, growing: Sequence[float])
         box.require_finite(z, there, total)
         climb.take(there - box.loss, z)
         if not moves and part == 1:
-            return
+            if settled is None or u.all():
+                return
+            following, settled = torch.where(u == 0, settled, u), None
         climb.iterations, u = i + 1, following
 
 

@@ -12,7 +12,7 @@ eigenvector of B H B with B = diag(b) and H the Hessian.
 
 import logging
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from time import perf_counter
 from typing import Literal, get_args
 
@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from sharpness.box_certificates import UPPER, Certificate, certificate as certified
-from sharpness.box_climbs import GROWING, Climb, Start, climbed, highest, lbfgsb, sign_iteration
+from sharpness.box_climbs import (
+    Climb,
+    Start,
+    climbed,
+    from_gradient,
+    highest,
+    lbfgsb,
+    sign_iteration,
+)
 from sharpness.boxes import COLUMNS, Box, require_box, subspace
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
@@ -243,15 +251,15 @@ def ways_up(
         v: Top eigenvector of B H B, shape (p,).
     """
 
-    def signs(of: Tensor, growing: Sequence[float] = ()) -> Start:
-        return sign_iteration(lambda: box.vertex(of, seed, 0), iterations, growing=growing)
+    def signs(of: Tensor) -> Start:
+        return sign_iteration(lambda: box.vertex(of, seed, 0), iterations)
 
     def vertex(i: int) -> Start:
         return sign_iteration(lambda: box.random_vertex(seed, i), iterations)
 
     ways = {f"L-BFGS-B {i + 1}": lbfgsb(seed, i, iterations) for i in range(starts)}
     if sign_starts:
-        ways["sign of the gradient"] = signs(box.G, GROWING)
+        ways["sign of the gradient"] = from_gradient(seed, iterations)
         if v is not None:
             v = v.to(box.sides)
             ways |= {"sign of q": signs(v), "sign of -q": signs(-v)}
