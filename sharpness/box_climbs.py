@@ -3,7 +3,8 @@
 L-BFGS-B is SciPy's, and Keskar's. Its objective must be scaled with the variables u on [-1, 1], or
 each step is some 1e-7 of the box; its tolerances must be zero, or it stops where it starts. The
 sign iteration u <- sign(gradient) is Frank-Wolfe with unit steps: it climbs from vertex to vertex,
-because a convex function has its maximum there, and stays on the device. Flips of single
+because a convex function has its maximum there, and stays on the device. From the gradient at the
+center it climbs in growing parts of the box first, because signs change on the way. Flips of single
 coordinates are for few of them: what they leave is a vertex that no neighbor exceeds.
 
 Letters: p dimensions of the box.
@@ -20,7 +21,7 @@ from torch import Tensor
 from sharpness.boxes import Box, Vector
 from sharpness.vectors import uniform
 
-GROWING = (0.25, 0.5, 0.75)  # parts of the box in which the climb from the gradient begins
+GROWING = (1 / 3, 2 / 3)  # parts of the box in which the climb from the gradient begins
 FLIPPED = 64  # dimensions up to which all coordinates are flipped, one by one
 NUMBERS = 6  # of a climb in a piece, before z
 
@@ -193,7 +194,7 @@ def _iterate(
     """Climb from u, in these parts of the box first.
 
     Args:
-        settled: What takes the place of zeros of u, once, where the signs do not change.
+        settled: What takes the place of zeros of u where the signs do not change.
     """
     box = climb.box
     for i in range(iterations):
@@ -210,7 +211,7 @@ def _iterate(
         if not moves and part == 1:
             if settled is None or u.all():
                 return
-            following, settled = torch.where(u == 0, settled, u), None
+            following = torch.where(u == 0, settled, u)
         climb.iterations, u = i + 1, following
 
 

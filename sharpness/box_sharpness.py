@@ -80,8 +80,9 @@ def epsilon_sharpness(
             iteration, and of up to 64 dimensions the end of flips of single coordinates.
         starts: Of L-BFGS-B, uniform in the box; one if faithful. One reaches the maximum of a
             hard small problem in two cases of three, ten in practically all.
-        sign_starts: Of the sign iteration: the signs of the gradient at the center, then random
-            vertices; none if faithful. With a certificate the signs of q and of -q are two more.
+        sign_starts: Of the sign iteration: the signs of the gradient at the center, in growing
+            parts of the box, then random vertices; none if faithful. With a certificate the signs
+            of q and of -q are two more.
         iterations: Of one start at most; 10 in the paper.
         certificate: Whether to take q and the bounds of the model; never if faithful.
         seed: Of all random starts.
