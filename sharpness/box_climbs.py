@@ -3,13 +3,14 @@
 L-BFGS-B is SciPy's, and Keskar's. Its objective must be scaled with the variables u on [-1, 1], or
 each step is some 1e-7 of the box; its tolerances must be zero, or it stops where it starts. The
 sign iteration u <- sign(gradient) is Frank-Wolfe with unit steps: it climbs from vertex to vertex,
-because a convex function has its maximum there, and stays on the device. Flips of single
+because a convex function has its maximum there, and stays on the device. From the gradient at the
+center it climbs in growing parts of the box first, because signs change on the way. Flips of single
 coordinates are for few of them: what they leave is a vertex that no neighbor exceeds.
 
 Letters: p dimensions of the box.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from sharpness.boxes import Box, Vector
 from sharpness.vectors import uniform
 
+GROWING = (1 / 3, 2 / 3)  # parts of the box in which the climb from the gradient begins
 FLIPPED = 64  # dimensions up to which all coordinates are flipped, one by one
 NUMBERS = 6  # of a climb in a piece, before z
 
@@ -153,10 +155,51 @@ def sign_iteration(u: Callable[[], Tensor], iterations: int) -> Start:
     return lambda climb: _iterate(climb, u(), iterations)
 
 
-def _iterate(climb: Climb, u: Tensor, iterations: int) -> None:
+def from_gradient(seed: int, iterations: int) -> Start:
+    """Return the start of the sign iteration from the signs of G, in growing parts of the box.
+
+    Where G is 0, as at the weights of dead units, a coordinate stays at the center until a gradient
+    moves it or the others have settled; then it takes a random sign. Where all of G is 0 this is
+    the iteration from a random vertex. A loss at the end is that at the signs of G in the whole
+    box, random ones where it is 0: the growing parts pass by this vertex.
+
+    Args:
+        seed: Of the random signs.
+        iterations: Gradients at most, the last of which is in the whole box.
+    """
+
+    def start(climb: Climb) -> None:
+        box = climb.box
+        vertex = box.vertex(box.G, seed, 0)
+        known = box.G.to(vertex).sign()
+        if not known.any():  # the center would be all that it sees
+            _iterate(climb, vertex, iterations)
+            return
+        _iterate(climb, known, iterations, growing=GROWING[: iterations - 1], settled=vertex)
+        climb.forwards += 1
+        z = box.inside(vertex)
+        climb.take(box.rise(z), z)
+
+    return start
+
+
+def _iterate(
+    climb: Climb,
+    u: Tensor,
+    iterations: int,
+    *,
+    growing: Sequence[float] = (),
+    settled: Tensor | None = None,
+) -> None:
+    """Climb from u, in these parts of the box first.
+
+    Args:
+        settled: What takes the place of zeros of u where the signs do not change.
+    """
     box = climb.box
     for i in range(iterations):
-        z = box.inside(u)
+        part = growing[i] if i < len(growing) else 1.0
+        z = box.inside(part * u)
         value, slope = box.slope(z)
         climb.gradients += 1
         following = torch.where(slope == 0, u, slope.sign())
@@ -165,8 +208,10 @@ def _iterate(climb: Climb, u: Tensor, iterations: int) -> None:
         there, total, moves = facts.tolist()
         box.require_finite(z, there, total)
         climb.take(there - box.loss, z)
-        if not moves:
-            return
+        if not moves and part == 1:
+            if settled is None or u.all():
+                return
+            following = torch.where(u == 0, settled, u)
         climb.iterations, u = i + 1, following
 
 

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from sharpness.box_certificates import UPPER, Certificate, certificate as certified
-from sharpness.box_climbs import Climb, Start, climbed, highest, lbfgsb, sign_iteration
+from sharpness.box_climbs import (
+    Climb,
+    Start,
+    climbed,
+    from_gradient,
+    highest,
+    lbfgsb,
+    sign_iteration,
+)
 from sharpness.boxes import COLUMNS, Box, require_box, subspace
 from sharpness.errors import InputError
 from sharpness.intervals import t_interval
@@ -72,8 +80,9 @@ def epsilon_sharpness(
             iteration, and of up to 64 dimensions the end of flips of single coordinates.
         starts: Of L-BFGS-B, uniform in the box; one if faithful. One reaches the maximum of a
             hard small problem in two cases of three, ten in practically all.
-        sign_starts: Of the sign iteration: the signs of the gradient at the center, then random
-            vertices; none if faithful. With a certificate the signs of q and of -q are two more.
+        sign_starts: Of the sign iteration: the signs of the gradient at the center, in growing
+            parts of the box, then random vertices; none if faithful. With a certificate the signs
+            of q and of -q are two more.
         iterations: Of one start at most; 10 in the paper.
         certificate: Whether to take q and the bounds of the model; never if faithful.
         seed: Of all random starts.
@@ -243,18 +252,18 @@ def ways_up(
         v: Top eigenvector of B H B, shape (p,).
     """
 
-    def signs(of: Tensor, i: int) -> Start:
-        return sign_iteration(lambda: box.vertex(of, seed, i), iterations)
+    def signs(of: Tensor) -> Start:
+        return sign_iteration(lambda: box.vertex(of, seed, 0), iterations)
 
     def vertex(i: int) -> Start:
         return sign_iteration(lambda: box.random_vertex(seed, i), iterations)
 
     ways = {f"L-BFGS-B {i + 1}": lbfgsb(seed, i, iterations) for i in range(starts)}
     if sign_starts:
-        ways["sign of the gradient"] = signs(box.G, 0)
+        ways["sign of the gradient"] = from_gradient(seed, iterations)
         if v is not None:
             v = v.to(box.sides)
-            ways |= {"sign of q": signs(v, 0), "sign of -q": signs(-v, 0)}
+            ways |= {"sign of q": signs(v), "sign of -q": signs(-v)}
     return ways | {f"random vertex {i}": vertex(i) for i in range(1, sign_starts)}
 
 

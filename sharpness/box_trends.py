@@ -50,8 +50,9 @@ def epsilon_trend(
         point: The center, a Solution or theta of shape (n,). Default: the model as it came.
         epsilons: Of the boxes, growing.
         starts: Of L-BFGS-B in each box, uniform in it.
-        sign_starts: Of the sign iteration in each box: the signs of the gradient at the center,
-            then random vertices; one more begins at the highest point of the box before.
+        sign_starts: Of the sign iteration in each box: the signs of the gradient at the center, in
+            growing parts of the box, then random vertices; one more begins at the highest point of
+            the box before.
         iterations: Of one start at most.
         seed: Of all random starts.
         progress: Called after each box.

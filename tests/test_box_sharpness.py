@@ -1,6 +1,7 @@
 """Metric 2.1 is known in closed form on quadratics, and a lower bound of the maximum elsewhere."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from sharpness import box_climbs, boxes
-from sharpness.box_climbs import climbed
+from sharpness.box_climbs import GROWING, Climb, climbed, sign_iteration
 from sharpness.box_sharpness import epsilon_sharpness, subspace_sharpness, ways_up
 from sharpness.curvature import Dense
 from sharpness.errors import ComputationError, InputError
@@ -113,7 +114,8 @@ def test_the_gradients_are_counted() -> None:
     f.model.register_forward_hook(lambda *_: calls.append(1))
     found = epsilon_sharpness(f, starts=2, sign_starts=2, certificate=False)
     assert len(calls) / 2 == found.gradients + found.forwards  # of two batches
-    assert (found.forwards, found.products) == (2, 0)  # the loss at both ends once more
+    # The loss at both ends once more, and at the signs of the gradient, which a climb passes by.
+    assert (found.forwards, found.products) == (2 + 1, 0)
 
 
 def test_a_linear_loss_has_a_first_order_share_of_one() -> None:
@@ -491,3 +493,98 @@ def test_orthonormal_columns_have_the_rank_one_law() -> None:
         b = 1e-3 * ((Q @ x).abs() + 1)
         want = 50 * 5 * float((Q @ v).abs() @ b) ** 2 / 1.2
         assert value == pytest.approx(want, rel=1e-9)
+
+
+# ---- the climb from the gradient ------------------------------------------------------------
+
+EPSILON = 0.1
+
+
+def around_0(
+    rise: Callable[[Tensor], Tensor], p: int, dtype: torch.dtype = torch.float64
+) -> boxes.Box:
+    """The box of a loss of 1 + rise(u) at u = y / epsilon, whose center is 0."""
+    model = nn.Linear(1, p, bias=False).to(dtype)
+    nn.init.zeros_(model.weight)
+    batches = [(torch.ones(1, 1).to(dtype), torch.zeros(1).to(dtype))]
+    f = Objective(model, batches, lambda z, _: 1 + rise(z[0] / EPSILON))
+    return boxes.Box(f, f.at(f.theta), EPSILON)
+
+
+def from_gradient(box: boxes.Box, iterations: int = 10) -> Climb:
+    return climbed(box, ways_up(box, 0, 1, iterations, 0), flip=False)["sign of the gradient"]
+
+
+def two_sides(up: float, down: float) -> Callable[[Tensor], Tensor]:
+    """0.6 up at u = 1 and 0.6 down at u = -1, and a slope at 0 that is upwards and turns soon.
+
+    With down of 2 the slopes at -2/3 and -1 are downwards, and that at 1 is upwards.
+    """
+
+    def rise(u: Tensor) -> Tensor:
+        wave = 0.1 * torch.sin(4 * torch.pi * u)
+        return (wave + up * (u - 0.4).relu() + down * (-u - 0.4).relu()).sum()
+
+    return rise
+
+
+def test_growing_parts_of_the_box_lead_where_the_slope_at_the_center_does_not() -> None:
+    box = around_0(two_sides(0, 2), 1)
+    vertex = climbed(box, {"": sign_iteration(lambda: box.vertex(box.G, 0, 0), 10)}, flip=False)[""]
+    assert vertex.best < 1e-9
+    found = from_gradient(box)
+    assert found.best == pytest.approx(0.6 * 2, rel=1e-9)
+    assert found.z == -EPSILON
+
+
+def test_no_climb_from_the_gradient_ends_below_the_signs_of_the_gradient() -> None:
+    """Where growing parts of the box lead to the lower side."""
+    found = from_gradient(around_0(two_sides(3, 2), 1))
+    assert found.best == pytest.approx(0.6 * 3, rel=1e-9)
+    assert found.z == EPSILON
+    assert (found.gradients, found.forwards) == (len(GROWING) + 1, 1)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 10])
+def test_the_last_gradient_of_a_climb_is_in_the_whole_box(iterations: int) -> None:
+    box, seen, true = around_0(lambda u: u.sum(), 3), [], boxes.Box.slope
+
+    def watched(z: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(float(z.abs().max()) / EPSILON)
+        return true(box, z)
+
+    box.slope = watched  # type: ignore[method-assign]
+    found = from_gradient(box, iterations)
+    assert seen == pytest.approx([*GROWING[: iterations - 1], 1.0], rel=1e-12)
+    assert (found.best, found.begin) == pytest.approx((3, 3 * seen[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_where_the_gradient_is_0_a_climb_stays_at_the_center_until_it_is_not(
+    dtype: torch.dtype,
+) -> None:
+    """Of u_0 - |u_1| + u_0 u_2 on the box, 2 at (1, 0, 1) is the highest."""
+    box = around_0(lambda u: u[0] - u[1].abs() + u[0] * u[2], 3, dtype)
+    found = from_gradient(box)
+    assert found.best == pytest.approx(2, rel=1e-5)
+    assert torch.equal(found.z, box.sides * torch.tensor([1, 0, 1]).to(dtype))
+
+
+def test_coordinates_that_are_left_at_the_center_take_random_signs_where_the_others_settle() -> (
+    None
+):
+    """Of a loss whose slope along v is 0 at the center; what the others have found stays."""
+    v, first = torch.arange(1, 10).double(), two_sides(0, 2)
+    found = from_gradient(around_0(lambda u: first(u[:1]) + (v @ u[1:]).square() / 2, 10))
+    assert found.best == pytest.approx(0.6 * 2 + float(v.sum()) ** 2 / 2, rel=1e-9)
+    assert found.z[0] == -EPSILON
+    assert found.box.on_bounds(found.z) == 1
+
+
+def test_from_a_minimizer_the_climb_begins_at_a_random_vertex() -> None:
+    v = torch.arange(1, 10).double()
+    box = around_0(lambda u: (v @ u).square() / 2, 9)
+    found = from_gradient(box)
+    assert found.begin == box.rise(box.inside(box.random_vertex(0, 0))) > 0
+    assert found.best == pytest.approx(float(v.sum()) ** 2 / 2, rel=1e-9)
+    assert found.forwards == 0  # it passes by nothing
