@@ -49,6 +49,11 @@ class Task:
         with self._precision():
             return self.model(*args, **options)
 
+    def of_outputs(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss of outputs, in the precision that torch gives a loss beside theirs."""
+        with self._precision():
+            return self.loss(outputs, targets)
+
     def _precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
@@ -64,9 +69,10 @@ class Task:
         """
         total, ghost = len(self.targets), self.ghost_batch
         if ghost is None or ghost >= total:
-            return self.loss(self.outputs(inputs), self.targets)
+            return self.of_outputs(self.outputs(inputs), self.targets)
         parts = batches((inputs, self.targets), ghost)
-        return torch.stack([len(y) / total * self.loss(self.outputs(x), y) for x, y in parts]).sum()
+        values = [len(y) / total * self.of_outputs(self.outputs(x), y) for x, y in parts]
+        return torch.stack(values).sum()
 
 
 def plain(task: Task) -> None:
@@ -179,7 +185,7 @@ def stability(task: Task, *, alpha: float = 0.01, sigma: float = 0.04) -> None:
 
     def both() -> Tensor:
         outputs = task.outputs(task.inputs)
-        value = task.loss(outputs, task.targets)
+        value = task.of_outputs(outputs, task.targets)
         noisy = _moved(task.inputs, lambda z: z + sigma * torch.randn_like(z))
         with _statistics_kept(task.model):
             away = outputs - task.outputs(noisy)
