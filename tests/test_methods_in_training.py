@@ -346,6 +346,13 @@ def test_the_command_trains_by_a_method_and_to_an_average(
     run, wanted = load_as("a.h5", Run), train(config)
     assert torch.equal(run.end.theta, wanted.end.theta)
     assert run.spec["train"] == wanted.spec["train"]
+    code, out, _ = ask("show", "a.h5")
+    assert code == 0
+    assert "adam by the method sam at rate 0.001" in out
+    assert (
+        "the end is an average of weights; the last iterate, of train loss "
+        f"{float(wanted.history['train_loss'][-2]):.4g}, is the last checkpoint"
+    ) in out
     other = train(replace(config, method_options={"rho": 0.2}))
     assert not torch.equal(run.end.theta, other.end.theta)
 
