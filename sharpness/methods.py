@@ -81,9 +81,9 @@ def plain(task: Task) -> None:
 
 
 def sam(task: Task, *, rho: float = 0.05) -> None:
-    """Step along the gradient at x_k + e, where e = rho g / |g|.
+    """Step along the gradient at x_k + e, where e = rho g / |g|: sharpness-aware minimization.
 
-    That is sharpness-aware minimization (Foret et al. 2021), with the norm over all parameters
+    It is that of Foret et al. (2021), with the norm over all parameters
     together and without the term of second order. Where g is 0, so is e. Two passes; dropout
     draws anew in the second.
 
