@@ -1,8 +1,7 @@
 """Methods of an update, averages of weights and precisions, as a whole training has them."""
 
-import os
 import shutil
-import signal
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -13,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpness import training
 from sharpness.averages import AVERAGES
 from sharpness.data import digits, split
 from sharpness.errors import InputError
 from sharpness.methods import METHODS
 from sharpness.problem import objective_of
 from sharpness.results import Run
-from sharpness.signals import Stopped, answered
 from sharpness.stability import preconditioned_sharpness
 from sharpness.store import load_as, save
 from sharpness.training import TrainConfig, train
 from sharpness.vectors import stream
+
+sys.path.insert(0, str(Path(__file__).parent))
+from interruptions import content, interrupted
 
 Ask = Callable[..., tuple[int, str, str]]
 RATE = 0.1
@@ -46,34 +46,6 @@ class Noisy(nn.Sequential):
         super().__init__(
             nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 10)
         )
-
-
-def interrupted(
-    config: TrainConfig, steps: int, begun: Run | None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Run | None, Run | None]:
-    """The run of a training that a signal reaches in a step, or what is kept of it."""
-    kept: list[Run] = []
-    original, count = training._Training._update, 0
-
-    def update(self: Any, *batch: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, *batch)
-
-    with monkeypatch.context() as patch, answered():
-        patch.setattr(training._Training, "_update", update)
-        try:
-            return train(config, begun=begun, keep=kept.append), None
-        except Stopped:
-            return None, (kept or [None])[-1]
-
-
-def content(run: Run, folder: Path) -> bytes:
-    path = folder / "content.h5"
-    save(path, run, overwrite=True)
-    return path.read_bytes()
 
 
 def ends_with_the_same_bytes(
