@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ TABLES = {
     "operators": ("sharpness.operators", "OPERATORS"),
     "recipes": ("sharpness.experiments", "RECIPES"),
 }
+# Whose names are functions with options of their own, which a JSON object gives.
+WITH_OPTIONS = (
+    *("models", "data sets", "methods of an update", "averages of weights", "schedules"),
+)
 
 
 @click.command(context_settings=COMMON)
@@ -73,7 +78,10 @@ def command(folders: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 def _print_names(as_json: bool) -> None:
     names = {
-        kind: {name: _line(name, value) for name, value in _table(*home).items()}
+        kind: {
+            name: _line(name, value) + _told(_options(kind, name, value))
+            for name, value in _table(*home).items()
+        }
         for kind, home in TABLES.items()
     }
     if as_json:
@@ -97,6 +105,27 @@ def _line(name: str, value: Any) -> str:
     first = re.split(r"(?<=\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
     first = re.sub(r"^(Return|Compute|Implements) ((the|a|an) )?", "", first).rstrip(".")
     return first[:1].upper() + first[1:]
+
+
+def _options(kind: str, name: str, value: Any) -> dict[str, Any]:
+    """Return the options of a name with their defaults, ``empty`` where one is needed."""
+    if kind == "optimizers":
+        of, names = _table("sharpness.optimizers", "OPTIONS")[name]
+        parameters = inspect.signature(of).parameters
+        return {option: parameters[option].default for option in names}
+    if kind not in WITH_OPTIONS:
+        return {}
+    parameters = inspect.signature(value).parameters
+    return {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _told(options: dict[str, Any]) -> str:
+    """Return options in parentheses, each with its default, as JSON, where it has one."""
+    if not options:
+        return ""
+    needed = Parameter.empty
+    words = [name if x is needed else f"{name}={json.dumps(x)}" for name, x in options.items()]
+    return f" ({', '.join(words)})"
 
 
 def _of_torch(name: str) -> str:

@@ -185,12 +185,14 @@ def _run(run: Run) -> list[str]:
         return [*words, f"read from {checkpoint['name']}, SHA-256 {checkpoint['sha256'][:12]}"]
     goal = record["stop_loss"]
     words.append(
-        f"{record['optimizer']} at rate {record['learning_rate']:g}, batch size "
+        f"{record['optimizer']}{_by(record)} at rate {record['learning_rate']:g}, batch size "
         f"{record['batch_size']}, seed {record['seed']}: {run.updates:,} updates, "
         f"{int(run.history['examples'][-1]):,} examples, {_ending(run)}"
     )
     if goal is not None and run.stopped != "stop_loss":
         words.append(f"NOT at the training loss {goal:g}: leave it out of comparisons at that loss")
+    if "average" in run.spec:
+        words.append(_averaged(run))
     rights = {}
     for part in ("train", "test"):
         text = f"{part:5} loss {float(run.history[f'{part}_loss'][-1]):.4g}"
@@ -204,6 +206,22 @@ def _run(run: Run) -> list[str]:
         gap = 100 * (rights["train"] - rights["test"])
         words.append(f"own generalization gap (train - test accuracy) {gap:.2f} points")
     return words
+
+
+def _by(record: dict[str, Any]) -> str:
+    return f" by the method {record['method']}" if "method" in record else ""
+
+
+def _averaged(run: Run) -> str:
+    told = run.spec["average"]
+    if told["at"] != "end":
+        return (
+            f"the last checkpoint is an average of weights, of train loss {told['train_loss']:.4g}"
+        )
+    return (
+        "the end is an average of weights; the last iterate, of train loss "
+        f"{float(run.history['train_loss'][-2]):.4g}, is the last checkpoint"
+    )
 
 
 def _ending(run: Run) -> str:

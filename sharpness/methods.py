@@ -49,6 +49,11 @@ class Task:
         with self._precision():
             return self.model(*args, **options)
 
+    def of_outputs(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss of outputs, in the precision that torch gives a loss beside theirs."""
+        with self._precision():
+            return self.loss(outputs, targets)
+
     def _precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
@@ -64,9 +69,10 @@ class Task:
         """
         total, ghost = len(self.targets), self.ghost_batch
         if ghost is None or ghost >= total:
-            return self.loss(self.outputs(inputs), self.targets)
+            return self.of_outputs(self.outputs(inputs), self.targets)
         parts = batches((inputs, self.targets), ghost)
-        return torch.stack([len(y) / total * self.loss(self.outputs(x), y) for x, y in parts]).sum()
+        values = [len(y) / total * self.of_outputs(self.outputs(x), y) for x, y in parts]
+        return torch.stack(values).sum()
 
 
 def plain(task: Task) -> None:
@@ -75,9 +81,9 @@ def plain(task: Task) -> None:
 
 
 def sam(task: Task, *, rho: float = 0.05) -> None:
-    """Step along the gradient at x_k + e, where e = rho g / |g|.
+    """Step along the gradient at x_k + e, where e = rho g / |g|: sharpness-aware minimization.
 
-    That is sharpness-aware minimization (Foret et al. 2021), with the norm over all parameters
+    It is that of Foret et al. (2021), with the norm over all parameters
     together and without the term of second order. Where g is 0, so is e. Two passes; dropout
     draws anew in the second.
 
@@ -179,7 +185,7 @@ def stability(task: Task, *, alpha: float = 0.01, sigma: float = 0.04) -> None:
 
     def both() -> Tensor:
         outputs = task.outputs(task.inputs)
-        value = task.loss(outputs, task.targets)
+        value = task.of_outputs(outputs, task.targets)
         noisy = _moved(task.inputs, lambda z: z + sigma * torch.randn_like(z))
         with _statistics_kept(task.model):
             away = outputs - task.outputs(noisy)

@@ -312,7 +312,7 @@ def _plain_threshold(run: Run | None, B: int) -> tuple[float, str]:
     if train["optimizer"] == "sgd" and train.get("momentum"):
         return math.nan, "; no single threshold with momentum, where it depends on the batch size"
     if not is_plain(train):
-        return math.nan, "; no threshold: there is one for SGD without weight decay only"
+        return math.nan, "; no threshold: there is one for plain SGD without weight decay only"
     if train["batch_size"] != B:
         own = train["batch_size"]
         return math.nan, f"; no threshold: there is one at the run's own batch size, {own}, only"

@@ -40,13 +40,14 @@ class Rule:
 
 def _sgd(o: Options) -> float:
     b = o["momentum"]
-    return (2 + 2 * b) / ((1 + 2 * b if o["nesterov"] else 1 - o["dampening"]) * o["lr"])
+    d = o["dampening"] if b else 0.0  # torch dampens what it adds to the momentum, and only that
+    return (2 + 2 * b) / ((1 + 2 * b if o["nesterov"] else 1 - d) * o["lr"])
 
 
 def _sgd_formula(o: Options) -> str:
     if o["nesterov"]:
         return "(2 + 2 b) / ((1 + 2 b) eta)"
-    if o["dampening"]:
+    if o["dampening"] and o["momentum"]:
         return "(2 + 2 b) / ((1 - d) eta)"
     return "(2 + 2 b) / eta" if o["momentum"] else "2 / eta"
 
@@ -145,6 +146,8 @@ def stability_threshold(train: Mapping[str, Any]) -> tuple[float, str]:
             return math.nan, f"{name} has no threshold of its own"
     rule = RULES[config.optimizer]
     value = rule.threshold(options) if options["lr"] else math.inf  # where a schedule ends at 0
+    if math.isnan(value):
+        return value, f"{config.optimizer} with lr_decay has no threshold of its own"
     matrix = "H + wd I" if decay(train) else "H"
     if rule.preconditioner:
         matrix = f"P^-1 ({matrix})" if decay(train) else "P^-1 H"

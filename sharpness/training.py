@@ -52,8 +52,9 @@ TOGETHER = {"cpu": 1, "cuda": 10}
 # Of a training, in the spec of an unfinished run.
 STATE = (
     *("looked", "next_look", "last_row", "examples", "epoch", "begun", "batch_size"),
-    *("seen", "stopped", "told"),
+    *("seen", "stopped", "told", "examples_before"),
 )
+HELD = ("updates", "examples", "loss", "examples_before", "batch_size")  # of a solution on the way
 # Made for gradients without noise, and what that does to them.
 FULL_BATCH = {
     "rprop": "signs of noisy gradients mislead it",
@@ -167,6 +168,8 @@ class _Held:
     updates: int
     examples: int
     loss: float  # on the training part
+    examples_before: int  # its last update, whose rate goes by them, and the size of its batch
+    batch_size: int
     point: Solution
     optimizer: dict[str, Tensor]
 
@@ -209,6 +212,7 @@ class _Training:
         self.clock = Clock(config, size(problem.data.train))
         self.rows: list[dict[str, float]] = []
         self.updates, self.examples, self.epoch = 0, 0, 0
+        self.examples_before = 0  # the last update
         self.begun, self.batch_size = 0, config.batch_size  # of the present epoch
         self.last_row = 0  # the epoch of the last row of the history
         self.looked, self.next_look = -1, 0  # updates done at the last look, and at the next
@@ -372,6 +376,8 @@ class _Training:
             updates=self.updates,
             examples=self.examples,
             loss=loss,
+            examples_before=self.examples_before,
+            batch_size=self.batch_size,
             point=_on_cpu(solution(self.model)),
             optimizer=state_of(self.optimizer, self.parameters),
         )
@@ -437,6 +443,7 @@ class _Training:
                 f"{located(error)}{': change the batch size' if alone else ''}"
             ) from error
         self.updates += 1
+        self.examples_before = self.examples
         self.examples += len(targets)
         self.average = averages.taken(
             self.average, self._theta, update=self.updates, total=self.clock.updates
@@ -463,6 +470,11 @@ class _Training:
                     group["betas"] = (setting.momentum, *group["betas"][1:])
                 else:
                     group["momentum"] = setting.momentum
+
+    def _set_again(self) -> None:
+        """Move rate and momentum to those of the last update, which an end tells."""
+        if self.clock.moves:
+            self._set(self.clock.setting(max(self.updates - 1, 0), self.examples_before))
 
     def _check(self) -> None:
         """Refuse losses of updates that are not finite, of those that nobody looked at yet."""
@@ -574,8 +586,8 @@ class _Training:
         """Go back to a solution on the way, as if the training had ended there."""
         place(self.model, held.point)
         self.updates, self.examples = held.updates, held.examples
-        if self.clock.moves:
-            self._set(self.clock.setting(max(self.updates - 1, 0), self.examples))
+        self.examples_before, self.batch_size = held.examples_before, held.batch_size
+        self._set_again()
         self.rows = [row for row in self.rows if row["update"] <= held.updates]
         self.checkpoints = [found for found in self.checkpoints if found[0] <= held.updates]
         if self.rows[-1]["update"] < held.updates:
@@ -591,8 +603,7 @@ class _Training:
             "plateaus": {name: asdict(plateau) for name, plateau in self.plateaus.items()},
             "levels": len(self.levels),
             "held": {
-                name: {key: getattr(held, key) for key in ("updates", "examples", "loss")}
-                for name, held in self.held.items()
+                name: {key: getattr(held, key) for key in HELD} for name, held in self.held.items()
             },
             "random": {name: x.numpy().tobytes().hex() for name, x in states.items()},
         }
@@ -638,6 +649,7 @@ class _Training:
             self.held[name] = _Held(**numbers, point=point, optimizer=optimizer)
         for name in STATE:
             setattr(self, name, state[name])
+        self._set_again()
         self.levels = self.levels[len(self.levels) - state["levels"] :]
         self.plateaus = {name: Patience(**x) for name, x in state["plateaus"].items()}
         while self.mark is not None and self.mark <= self.updates:
@@ -659,6 +671,7 @@ class _Training:
         return {
             "begun": begun.updates - taken // self.config.batch_size,
             "batch_size": self.config.batch_size,
+            "examples_before": state["examples"],  # which no schedule asks for
             "seen": None,
             "told": {},
             "held": {},

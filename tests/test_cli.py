@@ -32,7 +32,7 @@ from sharpness.measures import MEASURES
 from sharpness.methods import METHODS
 from sharpness.models import MODELS
 from sharpness.operators import OPERATORS
-from sharpness.optimizers import OPTIMIZERS
+from sharpness.optimizers import OPTIMIZERS, OPTIONS
 from sharpness.problem import LOSSES
 from sharpness.results import RESULTS
 from sharpness.sampling import BATCHES
@@ -672,8 +672,19 @@ def test_the_list_has_every_name_that_an_option_takes(here: Path, ask: Ask) -> N
     _, out, _ = ask("list")
     for lines in told.values():
         for name, line in lines.items():
-            assert 10 < len(line) < 200
+            assert 10 < len(line) < 300
             assert any(row.split() == [*name.split(), *line.split()] for row in out.splitlines())
+
+
+def test_the_list_has_the_options_of_each_name_with_their_defaults(here: Path, ask: Ask) -> None:
+    told = json.loads(ask("list", "--json")[1])
+    assert told["methods of an update"]["sam"].endswith("(rho=0.05)")
+    assert told["methods of an update"]["plain"].endswith("on the batch")
+    assert told["schedules"]["step"].endswith("(milestones, factor=0.1)")  # the first is needed
+    assert told["averages of weights"]["swa"].endswith("(start=0.75, every=10)")
+    assert 'activation="relu", batch_norm=false' in told["models"]["mlp"]
+    for name, (_, options) in OPTIONS.items():
+        assert all(f"{option}=" in told["optimizers"][name] for option in options)
 
 
 def test_the_list_of_a_folder_has_its_results_and_tells_the_damaged(kept: Path, ask: Ask) -> None:

@@ -21,6 +21,9 @@ from sharpness.signals import Stopped, answered
 from sharpness.store import load, load_as, save
 from sharpness.training import TrainConfig, cpu_threads, train
 
+sys.path.insert(0, str(Path(__file__).parent))
+from interruptions import content, interrupted
+
 Ask = Callable[..., tuple[int, str, str]]
 SMALL = TrainConfig(
     model_options={"widths": [4]},
@@ -48,34 +51,6 @@ class Noisy(nn.Sequential):
 def one_thread() -> Iterator[None]:
     with cpu_threads(1):
         yield
-
-
-def content(run: Run, folder: Path) -> bytes:
-    path = folder / "content.h5"
-    save(path, run, overwrite=True)
-    return path.read_bytes()
-
-
-def interrupted(
-    config: TrainConfig, steps: int, begun: Run | None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Run | None, Run | None]:
-    """The run of a training that a signal reaches in a step, or what is kept of it."""
-    kept: list[Run] = []
-    original, count = training._Training._update, 0
-
-    def update(self: Any, *batch: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, *batch)
-
-    with monkeypatch.context() as patch, answered():
-        patch.setattr(training._Training, "_update", update)
-        try:
-            return train(config, begun=begun, keep=kept.append), None
-        except Stopped:
-            return None, (kept or [None])[-1]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -39,10 +39,10 @@ def stacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Run], i
     def run(configs: list[TrainConfig]) -> tuple[list[Run], int]:
         alone = 0
 
-        def counting(config: TrainConfig) -> Run:
+        def counting(config: TrainConfig, **options: Any) -> Run:
             nonlocal alone
             alone += 1
-            return train(config)
+            return train(config, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(ensembles, "train", counting)
@@ -114,6 +114,58 @@ def test_a_member_is_a_run_as_others_are(tmp_path: Path, stacked: Any) -> None:
     assert run.spec == train(replace(config, seed=1)).spec | {"end": run.spec["end"]}
     again, _ = stacked(seeds(config, 2))
     assert torch.equal(run.end.theta, again[1].end.theta)  # the same bits every time
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "scaled rate": {"rate_scaling": "sqrt", "base_batch_size": 10, "optimizer": "sgd"},
+    "scaled rate of adam": {"rate_scaling": "linear", "base_batch_size": 10},
+    "replacement": {"batches": "replacement"},
+    "stratified": {"batches": "stratified", "batch_size": 25},
+    "patience": {
+        "patience": 16,
+        "min_improvement": 0.1,
+        "check_every": 4,
+        "learning_rate": 0.03,
+        "updates": 400,
+    },
+    "examples": {"examples": 230},
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_members_have_their_own_rate_batches_and_ends(case: str, stacked: Any) -> None:
+    config = replace(SMALL, **ENDS[case])
+    runs, alone = stacked(seeds(config))
+    assert alone == 0
+    plain = train(SMALL)
+    for run, own in zip(runs, seeds(config), strict=True):
+        wanted = train(own)
+        agree(run, wanted)
+        ends = run.spec["end"], wanted.spec["end"]
+        assert ends[0].keys() == ends[1].keys()
+        assert ends[0].get("learning_rate") == ends[1].get("learning_rate")
+    assert (run.updates, run.spec["end"]) != (plain.updates, plain.spec["end"])
+    if case == "patience":
+        assert {run.stopped for run in runs} == {"patience"}
+        assert len({run.updates for run in runs}) > 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "sam"},
+        {"average": "ema"},
+        {"schedule": "cosine"},
+        {"clip_norm": 0.1},
+        {"checkpoint_updates": [2]},
+    ],
+)
+def test_what_no_stack_does_is_trained_one_by_one(changes: dict[str, Any], stacked: Any) -> None:
+    config = replace(SMALL, updates=3, **changes)
+    runs, alone = stacked(seeds(config, 2))
+    assert alone == 2
+    for run, own in zip(runs, seeds(config, 2), strict=True):
+        agree(run, train(own), 0.0)
 
 
 class Switching(nn.Linear):

@@ -281,6 +281,26 @@ def test_early_stopping_ends_at_the_best_solution_as_if_it_had_ended_there(
     assert told["validation_loss"] == losses[run.updates]
 
 
+def test_the_best_solution_is_told_with_the_rate_of_its_own_last_update(validated: None) -> None:
+    """From the third epoch on the rate is far too large."""
+    options = {"milestones": [2], "factor": 300.0}
+    config = replace(SMALL, batch_size=20, check_every=5, schedule="step", schedule_unit="epochs")
+    config = replace(config, schedule_options=options)
+    run = train(replace(config, early_stopping=10))
+    assert (run.stopped, run.updates) == ("early_stopping", 10)
+    assert run.spec["end"] == train(replace(config, updates=10)).spec["end"]
+    assert "learning_rate" not in run.spec["end"]
+
+
+def test_the_best_solution_is_told_with_the_batch_of_its_own_last_update(validated: None) -> None:
+    best = train(replace(NOISY, early_stopping=60)).updates
+    options = {"milestones": [best // 5 + 2], "factor": 2}  # after it, before the stop
+    grows = replace(NOISY, schedule="increase-batch", schedule_unit="epochs", early_stopping=60)
+    run = train(replace(grows, schedule_options=options))
+    assert run.updates == best
+    assert "batch_size" not in run.spec["end"]
+
+
 def test_early_stopping_needs_a_validation_part() -> None:
     with pytest.raises(InputError, match="early_stopping needs a validation part of the data"):
         train(replace(SMALL, early_stopping=10))

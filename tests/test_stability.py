@@ -19,7 +19,7 @@ from sharpness.optimizers import OPTIMIZERS
 from sharpness.problem import objective_of
 from sharpness.results import Measured, Run, Solution
 from sharpness.stability import batch_sharpness, preconditioned_sharpness
-from sharpness.thresholds import RULES, is_plain, preconditioner, stability_threshold
+from sharpness.thresholds import RULES, at_end, is_plain, preconditioner, stability_threshold
 from sharpness.training import TrainConfig, train
 
 
@@ -286,6 +286,7 @@ def test_a_run_gives_its_batch_size_its_end_and_for_plain_sgd_its_threshold() ->
         ({"momentum": 0.9}, "no single threshold with momentum"),
         ({"weight_decay": 0.1}, "SGD without weight decay only"),
         ({"optimizer": "adam"}, "SGD without weight decay only"),
+        ({"method": "sam"}, "plain SGD without weight decay only"),
     ],
 )
 def test_other_optimizers_have_no_threshold_of_batch_sharpness(
@@ -423,6 +424,101 @@ def test_torch_diverges_above_the_threshold_and_converges_below(
         assert bool(x.abs() < 1e-3) != grows
 
 
+def one_step(optimizer: torch.optim.Optimizer, x: nn.Parameter, h: float) -> Tensor:
+    """The map of (x, m) by a step of a torch optimizer on h x^2 / 2, whose state it is given."""
+    (momentum,) = {"exp_avg", "momentum_buffer"} & optimizer.state[x].keys()
+    kept = {name: value.clone() for name, value in optimizer.state[x].items()}
+    columns = []
+    for at in 1e-6 * torch.eye(2).double():  # so small that no square moves what P is made of
+        optimizer.state[x].update({name: value.clone() for name, value in kept.items()})
+        optimizer.state[x][momentum] = at[1:].clone()
+        x.data, x.grad = at[:1].clone(), h * at[:1]
+        optimizer.step()
+        columns.append(torch.cat([x.detach(), optimizer.state[x][momentum]]))
+    return torch.stack(columns, dim=1) / 1e-6
+
+
+# By optimizer: its settings, a state in which P stays as it is, and that P.
+HELD: list[tuple[str, dict[str, Any], dict[str, float], float]] = [
+    ("sgd", {"momentum": MU, "optimizer_options": {"dampening": 0.4}}, {}, 1.0),
+    # The largest v so far stays, whatever becomes of v.
+    (
+        *("adam", {"optimizer_options": {"amsgrad": True}}),
+        *({"exp_avg_sq": 0.0, "max_exp_avg_sq": 9.0, "step": 1e9}, 3.0),
+    ),
+    (
+        *("adamw", {"weight_decay": WD, "optimizer_options": {"amsgrad": True}}),
+        *({"exp_avg_sq": 0.0, "max_exp_avg_sq": 9.0, "step": 1e9}, 3.0),
+    ),
+    # Of the largest smoothing the averages stay: the root of 25 - 3^2.
+    (
+        *("rmsprop", {"momentum": MU, "optimizer_options": {"centered": True, "alpha": 1.0}}),
+        *({"square_avg": 25.0, "grad_avg": 3.0, "step": 1.0}, 4.0),
+    ),
+]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("optimizer", "options", "state", "P"), HELD)
+def test_the_optimizer_of_a_run_is_unstable_exactly_above_the_threshold_of_its_last_rate(
+    optimizer: str, options: dict[str, Any], state: dict[str, float], P: float, scaled: bool
+) -> None:
+    config = TrainConfig(
+        model_options={"widths": []},
+        train_examples=40,
+        optimizer=optimizer,
+        learning_rate=ETA,
+        batch_size=20,
+        updates=3,
+        **options,
+    )
+    eta = ETA
+    if scaled:  # the last of three rates of a cosine, of twice the base rate
+        config = replace(config, schedule="cosine", rate_scaling="sqrt", base_batch_size=5)
+        eta = 2 * ETA * (1 + math.cos(math.pi * 2 / 3)) / 2
+    run = train(config)
+    value, words = stability_threshold(at_end(run))
+    assert f"{value:.5g}" in words
+    x = nn.Parameter(torch.ones(1).double())
+    torch_optimizer = OPTIMIZERS[optimizer]([x], replace(config, learning_rate=eta))
+    x.grad = torch.ones(1).double()
+    torch_optimizer.step()
+    for name, number in state.items():
+        torch_optimizer.state[x][name].fill_(number)
+    radii = [
+        torch.linalg.eigvals(one_step(torch_optimizer, x, h * value * P)).abs().max()
+        for h in (0.999, 1.001)
+    ]
+    assert radii[0] < 1 < radii[1]
+
+
+def test_dampening_without_momentum_dampens_nothing() -> None:
+    how = {"optimizer": "sgd", "learning_rate": ETA, "optimizer_options": {"dampening": 0.5}}
+    value, words = stability_threshold(how)
+    assert value == pytest.approx(2 / ETA)
+    assert "2 / eta = 20" in words
+    x = nn.Parameter(torch.ones(1).double())
+    torch_optimizer = OPTIMIZERS["sgd"]([x], TrainConfig(**how))
+    x.grad = value * x.detach()
+    torch_optimizer.step()
+    torch.testing.assert_close(x.detach(), -torch.ones(1).double())  # the cycle of two
+
+
+def test_updates_without_a_rule_have_no_threshold_and_say_so() -> None:
+    how = {"optimizer": "adagrad", "learning_rate": ETA, "optimizer_options": {"lr_decay": 0.1}}
+    value, words = stability_threshold(how)
+    assert math.isnan(value)
+    assert words == "adagrad with lr_decay has no threshold of its own"
+    value, words = stability_threshold({"optimizer": "sgd", "learning_rate": ETA, "method": "sam"})
+    assert math.isnan(value)
+    assert words == "sam has no threshold of its own"
+    assert not is_plain({"optimizer": "sgd", "learning_rate": ETA, "method": "sam"})
+    run = trained("sgd", method="sam")
+    found = preconditioned_sharpness(objective_of(run), run)
+    assert math.isnan(found.threshold)
+    assert found.words.endswith("; sam has no threshold of its own")
+
+
 def test_every_optimizer_with_a_rule_can_be_trained_with() -> None:
     assert RULES.keys() <= OPTIMIZERS.keys()
     assert math.isnan(stability_threshold({"optimizer": "rprop", "learning_rate": 1.0})[0])
@@ -516,6 +612,28 @@ def test_the_value_is_that_of_the_nonsymmetric_matrix() -> None:
     P = (1 - 0.9**t) * ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     want = torch.linalg.eigvals(dense / P[:, None]).real.max()
     torch.testing.assert_close(found.value, float(want), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("adam", {"amsgrad": True}), ("rmsprop", {"centered": True})],
+)
+def test_options_of_an_optimizer_change_the_matrix_that_it_meets(
+    optimizer: str, options: dict[str, bool]
+) -> None:
+    run = trained(optimizer, updates=20, optimizer_options=options)
+    f = objective_of(run, examples=100)
+    found = preconditioned_sharpness(f, run)
+    A = Hessian(f, run.end)
+    dense = torch.stack([A @ e for e in torch.eye(A.size).double()])
+    s, t = run.optimizer, 20
+    if optimizer == "adam":
+        assert (s["max_exp_avg_sq"] > s["exp_avg_sq"]).any()
+        P = (1 - 0.9**t) * ((s["max_exp_avg_sq"] / (1 - 0.999**t)).sqrt() + 1e-8)
+    else:
+        P = (s["square_avg"] - s["grad_avg"] ** 2).sqrt() + 1e-8
+    want = torch.linalg.eigvals(dense / P[:, None]).real.max()
+    torch.testing.assert_close(found.value, float(want), rtol=1e-6, atol=0)
 
 
 def test_weight_on_coordinates_whose_gradients_epsilon_hides_is_told() -> None:
