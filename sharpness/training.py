@@ -393,20 +393,25 @@ class _Training:
             taken = self.updates - self.begun  # of this epoch, before an interruption
             if not taken:
                 self.batch_size = self.clock.batch_size(self.updates, self.examples)
-            rng = stream(self.config.order_seed or 0, self.epoch)
-            drawn = BATCHES[self.config.batches](part[1], self.batch_size, rng)[taken:]
-            order = torch.from_numpy(np.concatenate(drawn))
             augment = self.config.data_options.get("augment")
             changed = epoch_of(augment, part[0], seed=self.config.order_seed or 0, epoch=self.epoch)
-            made = zip(
-                batches(take(part, order), self.batch_size),
-                torch.split(order, self.batch_size),
-                strict=True,
-            )
-            for i, ((inputs, targets), chosen) in enumerate(made, start=1):
+            drawn = self._drawn()[taken:]
+            for i, ((inputs, targets), chosen) in enumerate(drawn, start=1):
                 if i == len(drawn):
                     self.epoch, self.begun = self.epoch + 1, self.updates + 1
                 yield on_device(self.where, changed(inputs, chosen)), targets.to(self.where)
+
+    def _drawn(self) -> list[tuple[Part, Tensor]]:
+        """Return the batches of the present epoch, each with the numbers of its examples."""
+        part, config = self.problem.data.train, self.config
+        whole = config.batches == "shuffled" and self.batch_size == size(part)
+        if whole and config.ghost_batch is None:
+            return [(part, torch.arange(size(part)))]  # a mean, whatever their order
+        rng = stream(config.order_seed or 0, self.epoch)
+        drawn = BATCHES[config.batches](part[1], self.batch_size, rng)
+        order = torch.from_numpy(np.concatenate(drawn))
+        parts = batches(take(part, order), self.batch_size)
+        return list(zip(parts, torch.split(order, self.batch_size), strict=True))
 
     def _update(self, inputs: Any, targets: Tensor) -> None:
         if self.clock.moves:
