@@ -248,7 +248,8 @@ def rate_figure(found: Comparison) -> bytes:
             f"all at training loss {found.spec['design']['level']:g}; lines: means, geometric "
             f"where the axis is logarithmic; bands: their 95 % intervals over "
             f"{len(found.seeds)} seeds;\nrings: best {grid.factor}, chosen on other held-out "
-            f"examples{_missed(found)}" + left_out(found.spec["unconverged"], "runs"),
+            f"examples{_base_note(grid)}{_missed(found)}"
+            + left_out(found.spec["unconverged"], "runs"),
             width,
         ),
         fontsize="small",
@@ -353,6 +354,13 @@ def _scaling_note(grid: Grid) -> str:
         "all scalings are one training; at others it is this (fixed), or multiplied by the ratio "
         "of the batch sizes (linear) or by its square root (sqrt)."
     )
+
+
+def _base_note(grid: Grid) -> str:
+    if grid.base is None:
+        return ""
+    rate = grid.base.learning_rate
+    return f"; rate {rate:g} at batch {grid.reference}, where all scalings are one training"
 
 
 def _best_text(found: Comparison, condition: str, size: int) -> str:

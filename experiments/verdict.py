@@ -185,6 +185,8 @@ def finish_along(grid: Any, found: Comparison) -> None:
     level = float(found.spec["design"]["level"])
     for row in grid:
         for ax in row:
+            if not math.isfinite(ax.dataLim.x0):  # no run met the loss
+                ax.set_xlim(level, ALONG[0] * level)
             ax.set_xscale("log")
             goals = [times * level for times in (*ALONG, 1.0)]
             low, high = ax.get_xlim()
