@@ -242,7 +242,17 @@ def rate_figure(found: Comparison) -> bytes:
     for row, name in zip(panels, rows, strict=True):
         for axes in [[ax] for ax in row] if name == "report_accuracy" else [row]:
             plots.frame(axes, log=name != "report_accuracy")
-    panels[0][0].legend(fontsize="small", frameon=False)
+    if grid.base:  # whose bands fill the panels
+        lines = panels[0][0].get_legend_handles_labels()
+        made.legend(
+            *lines,
+            loc="outside upper center",
+            ncols=len(grid.sizes),
+            fontsize="small",
+            frameon=False,
+        )
+    else:
+        panels[0][0].legend(fontsize="small", frameon=False)
     made.supxlabel(
         _footnote(
             f"all at training loss {found.spec['design']['level']:g}; lines: means, geometric "
