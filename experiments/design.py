@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from sharpness.errors import InputError
+from sharpness.schedules import SCALINGS as RATE_SCALINGS, scaled_rate
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,25 @@ class Design:
     level: float = 1e-2  # the training loss where all trainings end
     updates: int | None = None  # the cap
     epsilon: float = 1e-3  # of Metric 2.1
+    scalings: list[str] | None = None  # of ``SCALINGS``, in place of several rates
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train."""
+    """One way to train; the fields that ``TrainConfig`` has too mean the same."""
 
     key: str  # in file names
     name: str  # in tables
     batch_size: int
     learning_rate: float
+    rate_scaling: str | None = None
+    base_batch_size: int | None = None
+    scalings: list[str] | None = None  # those of the design under which it is this training
+
+    @property
+    def columns(self) -> Sequence[float | str]:
+        """What it has in common with arms of other batch sizes: the scaling, or the rate."""
+        return self.scalings or [self.learning_rate]
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,14 @@ class Kind:
 
 
 CHECK_EVERY = 2  # updates: the full batch at a high rate overshoots the level by half in ten
+# Examples: as many as two updates of the base batch see. Smaller batches move less in an update,
+# and a look at all examples after every two of them costs as much as the updates.
+CHECK_EXAMPLES = 16
+BASE = 8  # batch size whose rate is scaled, where it is in the design
+SCALINGS = ("fixed", *RATE_SCALINGS)
+# A scaled rate may be too high to ever meet the level. A training that just meets 1e-2 within the
+# cap has its loss fall by a tenth every 800 updates.
+PATIENCE, IMPROVEMENT = 2_000, 0.1
 QUICK = {"seeds": 2, "level": 0.1}
 # Where sharpness is looked at along the training, in units of the level where it ends.
 ALONG = (100.0, 30.0, 10.0, 3.0)
@@ -75,11 +93,35 @@ def _pair(design: Design) -> list[Arm]:
 
 
 def _grid(design: Design) -> list[Arm]:
+    if design.scalings:
+        return _scaled(design, design.scalings)
     return [
         Arm(f"b{size}-r{rate:g}", f"batch {size}, rate {rate:g}", size, rate)
         for size in design.batch_sizes or []
         for rate in design.rates or []
     ]
+
+
+def _scaled(design: Design, scalings: Sequence[str]) -> list[Arm]:
+    """Return the arms of each batch size and scaling; one at the base, where they are the same."""
+    sizes, (rate,) = design.batch_sizes or [], design.rates or []
+    base = BASE if BASE in sizes else sizes[0]
+    found = []
+    for B in sizes:
+        for scaling in scalings if base != B else ["base"]:
+            by = scaling if scaling in RATE_SCALINGS else None
+            found.append(
+                Arm(
+                    f"b{B}-{scaling}",
+                    f"batch {B}, {scaling}, rate {scaled_rate(rate, by, B / base):.3g}",
+                    B,
+                    rate,
+                    rate_scaling=by,
+                    base_batch_size=base if by else None,
+                    scalings=[scaling] if base != B else list(scalings),
+                )
+            )
+    return found
 
 
 KINDS = {
@@ -100,7 +142,9 @@ def filled(design: Design, examples: int) -> Design:
         )
     kind = KINDS[design.design]
     sizes = kind.batch_sizes(examples) if design.batch_sizes is None else design.batch_sizes
-    rates = kind.rates if design.rates is None else design.rates
+    rates = design.rates
+    if rates is None:
+        rates = KINDS["pair"].rates if design.scalings else kind.rates
     whole = replace(
         design,
         batch_sizes=list(sizes),
@@ -120,6 +164,8 @@ def filled(design: Design, examples: int) -> Design:
             f"keskar needs rates above 0, ascending, got {', '.join(f'{x:g}' for x in rates)}: "
             "change them"
         )
+    if design.scalings is not None:
+        _require_scalings(whole, design.scalings)
     if not 1e-5 <= design.epsilon < math.inf:  # rounding of float32 weights loses less
         raise InputError(f"keskar needs epsilon >= 1e-5, got {design.epsilon}: change it")
     if not (design.level > 0 and math.isfinite(design.level)):
@@ -130,6 +176,50 @@ def filled(design: Design, examples: int) -> Design:
 def arms(design: Design) -> list[Arm]:
     """Return the ways to train of a design that is filled in, the small batch's first."""
     return KINDS[design.design].arms(design)
+
+
+def base_of(arms: Sequence[Arm]) -> Arm | None:
+    """Return the arm at the base batch size, where the rate is scaled from one."""
+    return next((arm for arm in arms if arm.scalings and arm.key.endswith("-base")), None)
+
+
+def check_every(design: Design, batch_size: int) -> int:
+    """Return after how many updates the training loss is looked at.
+
+    >>> [check_every(Design(scalings=["sqrt"]), B) for B in (1, 4, 8, 600)]
+    [16, 4, 2, 2]
+    """
+    if not design.scalings:  # their trainings are in older files too
+        return CHECK_EVERY
+    return max(CHECK_EVERY, math.ceil(CHECK_EXAMPLES / batch_size))
+
+
+def record(part: Design | Arm) -> dict[str, Any]:
+    """Return a design or an arm as files have it; what it has no use for is left out.
+
+    So designs that do without have the record of files that are older than the fields.
+    """
+    later = {"scalings", "rate_scaling", "base_batch_size"} & {f.name for f in fields(part)}
+    values = asdict(part)
+    return {k: x for k, x in values.items() if k not in later or x is not None}
+
+
+def _require_scalings(design: Design, scalings: Sequence[str]) -> None:
+    if design.design != "batch-rate":
+        raise InputError(
+            f"scalings need the design batch-rate, got {design.design}: choose it, or leave them "
+            "out"
+        )
+    if not scalings or len({*scalings}) < len(scalings) or not {*scalings} <= {*SCALINGS}:
+        raise InputError(
+            f"scalings need to be of {', '.join(SCALINGS)}, each once, got "
+            f"{', '.join(map(str, scalings)) or 'none'}: change them"
+        )
+    if len(design.rates or []) != 1:
+        raise InputError(
+            "scalings need one rate, that of the base batch size, got "
+            f"{', '.join(f'{x:g}' for x in design.rates or [])}: give one"
+        )
 
 
 def _ascends(numbers: Sequence[float]) -> bool:

@@ -4,14 +4,14 @@ After Keskar et al. (2017), sections 2 and 2.2.2, scaled to the digits, by Adam 
 The design ``pair``: a small batch of 8 and the full batch of 600 at one rate, and the full batch
 at a rate scaled by the square root of the batch sizes (Hoffer et al. 2017), because the paper's
 critics hold that the rate and not the batch size is at work. The design ``batch-rate``: three batch
-sizes at four rates. All trainings of a seed share split, start, wrong labels and order, and all
-stop at the same training loss.
+sizes at four rates, or each at one rate as it is and scaled with the batch size. All trainings of a
+seed share split, start, wrong labels and order, and all stop at the same training loss.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sharpness.comparison import compared
 from sharpness.data import is_labels, size
@@ -23,7 +23,17 @@ from sharpness.store import load_as, reuse, save, write
 from sharpness.training import TrainConfig, cpu_threads, resolved
 
 from . import rates, verdict
-from .design import ALONG, CHECK_EVERY, Arm, Design, arms, filled
+from .design import (
+    ALONG,
+    IMPROVEMENT,
+    PATIENCE,
+    Arm,
+    Design,
+    arms,
+    check_every,
+    filled,
+    record,
+)
 from .recipe import Finding, Job, Progress, Recipe, share
 from .trainings import ALPHAS, Training, line_between, stored
 
@@ -121,7 +131,7 @@ class _Plan:
         self.inputs = {name: sha256 for name, sha256 in inputs.items() if sha256}
         self.request = {
             "command": "run keskar",
-            "options": asdict(self.design),
+            "options": record(self.design),
             "inputs": self.inputs,
         }
         self.comparison = folder / "comparison.h5"
@@ -137,6 +147,9 @@ class _Plan:
     def training(self, condition: str, arm: Arm, seed: int) -> Training:
         """Return the job of one training and its analyses."""
         design = self.design
+        may_miss: dict[str, Any] = {}
+        if design.scalings:
+            may_miss = {"patience": PATIENCE, "min_improvement": IMPROVEMENT, "keep_diverged": True}
         config = TrainConfig(
             model=design.model,
             model_options=design.model_options,
@@ -148,10 +161,13 @@ class _Plan:
             learning_rate=arm.learning_rate,
             updates=design.updates,
             stop_loss=design.level,
-            check_every=CHECK_EVERY,
+            check_every=check_every(design, arm.batch_size),
             checkpoint_losses=[times * design.level for times in ALONG],
             seed=seed,
             threads=1,
+            rate_scaling=arm.rate_scaling,
+            base_batch_size=arm.base_batch_size,
+            **may_miss,
         )
         return Training(
             str(self.folder / condition / f"{arm.key}-{seed}"),
@@ -226,7 +242,7 @@ class _Plan:
                     numbers, converged = job.numbers()
                     if not self.is_pair:
                         numbers |= rates.held_out(job)
-                    reached.setdefault(group, []).append(job.run().stopped == "stop_loss")
+                    reached.setdefault(group, []).append(job.has_met())
                     unconverged += not converged
                     for measure, number in numbers.items():
                         values.setdefault(measure, {}).setdefault(group, []).append(number)
@@ -238,9 +254,9 @@ class _Plan:
             self.contrasts() if self.is_pair else rates.contrasts(self.arms, best),
             spec={
                 "recipe": "keskar",
-                "design": asdict(self.design),
+                "design": record(self.design),
                 "conditions": self.conditions,
-                "arms": [asdict(arm) for arm in self.arms],
+                "arms": [record(arm) for arm in self.arms],
                 "best": best,
                 "unconverged": unconverged,
             },
@@ -282,13 +298,13 @@ class _Plan:
 
     def along(self) -> Mapping[str, Mapping[str, list[Trajectory]]]:
         """Return the sharpness along all trainings, by condition and arm."""
-        return {
-            condition: {
-                arm.name: [self.training(condition, arm, s).trajectory() for s in self.seeds]
-                for arm in self.arms
-            }
-            for condition in self.conditions
-        }
+        found: dict[str, dict[str, list[Trajectory]]] = {}
+        for condition in self.conditions:
+            for arm in self.arms:
+                jobs = [self.training(condition, arm, seed) for seed in self.seeds]
+                runs = [job.trajectory() for job in jobs if not job.is_left_out()]
+                found.setdefault(condition, {})[arm.name] = runs
+        return found
 
 
 RECIPE = Recipe(

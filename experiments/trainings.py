@@ -1,5 +1,6 @@
 """One training of an experiment with its analyses, each in a file of its own that is made once."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,8 @@ class Training:
 
         asked = {"command": "train", "options": record(self.config), "inputs": self.inputs}
         self._make(".h5", asked, lambda: train(self.config, progress=tell))
+        if self.is_left_out():
+            return
         made = {"run": seal_of(f"{self.stem}.h5"), **self.inputs}
         for name, analysis in self.analyses().items():
             asked = analysis_request(name, analysis, made, dtype=self.config.dtype)
@@ -63,8 +66,22 @@ class Training:
         chosen = {name: ANALYSES[name] for name in ("lambda-1", "adaptive-lambda-1")}
         return chosen | {f"metric-2-1-{short(self.epsilon)}": metric(self.epsilon)}
 
+    def is_left_out(self) -> bool:
+        """Say whether the run is there and missed its loss, in a design where runs may.
+
+        Nothing is computed of it: it may have gone so far off that no number would be finite.
+        """
+        made = self.config.keep_diverged and Path(f"{self.stem}.h5").exists()
+        return made and not self.has_met()
+
+    def has_met(self) -> bool:
+        """Say whether the run ended at the training loss that all are to meet."""
+        return self.run().stopped == "stop_loss"
+
     def endings(self) -> list[str]:
         """Return how the names of the files end."""
+        if self.is_left_out():
+            return [".h5"]
         spectrum = [".eigs.h5"] if self.ranks else []
         return [".h5", *(f".{name}.h5" for name in self.analyses()), ".along.h5", *spectrum]
 
@@ -91,6 +108,11 @@ class Training:
     def numbers(self) -> tuple[dict[str, float], bool]:
         """Return what is compared, by name, and whether the eigenvalues converged."""
         found, converged = run_numbers(self.run()), True
+        if self.is_left_out():
+            short_epsilon = short(self.epsilon)
+            unknown = ["lambda_1", "adaptive_lambda_1", f"metric_2_1_{short_epsilon}"]
+            unknown += [f"first_order_share_{short_epsilon}"]
+            return found | dict.fromkeys(unknown, math.nan), True
         for name, analysis in self.analyses().items():
             result = load(f"{self.stem}.{name}.h5")
             found |= analysis.numbers(result)

@@ -170,6 +170,12 @@ def draw_along(
     for ax, measure in zip(axes, ("lambda_1", "metric_2_1"), strict=True):
         losses, numbers = at_levels(runs, measure, float(found.spec["design"]["level"]))
         known = (~numbers.isnan()).sum(dim=1) > 0
+        if not known.any():  # the legend has all batch sizes
+            losses, numbers, known = (
+                losses[:1],
+                numbers.new_full((1, 1), math.nan),
+                known[:1] | True,
+            )
         bands = [mean_interval(row, arithmetic=False) for row in numbers[known]]
         plots.band(losses[known], bands, ax, label=label, style=style)
 
@@ -179,6 +185,8 @@ def finish_along(grid: Any, found: Comparison) -> None:
     level = float(found.spec["design"]["level"])
     for row in grid:
         for ax in row:
+            if not math.isfinite(ax.dataLim.x0):  # no run met the loss
+                ax.set_xlim(level, ALONG[0] * level)
             ax.set_xscale("log")
             goals = [times * level for times in (*ALONG, 1.0)]
             low, high = ax.get_xlim()
@@ -256,13 +264,16 @@ def eigenvalue_figure(spectra: Mapping[str, Mapping[str, Eigenpairs]]) -> bytes:
     return plots.png(made)
 
 
-def group_rows(found: Comparison, *, leave_out: Sequence[str] = ()) -> list[str]:
-    """Return the table of the groups' means."""
+def group_rows(
+    found: Comparison, *, leave_out: Sequence[str] = (), count: bool = False
+) -> list[str]:
+    """Return the table of the groups' means, with the count of the runs that met the loss."""
     known = [name for name in NAMES if key(name, found) in found.values]
     measures = [name for name in known if name not in leave_out]
     rows = []
     for i, group in enumerate(found.groups):
-        cells = [group]
+        met = f"{int(found.reached[i].sum())} of {len(found.seeds)}"
+        cells = [group, *([met] if count else [])]
         for measure in measures:
             numbers = found.values[key(measure, found)][i][found.reached[i]]
             mean = _mean(numbers, by_difference(measure))
@@ -272,7 +283,7 @@ def group_rows(found: Comparison, *, leave_out: Sequence[str] = ()) -> list[str]
     if not any("accuracy" in name for name in measures):
         arithmetic = "the first-order share"
     return [
-        *table(["", *(NAMES[measure] for measure in measures)], rows),
+        *table(["", *(["met loss"] * count), *(NAMES[measure] for measure in measures)], rows),
         f"Means over seeds, geometric but of {arithmetic}. That share is the part of Metric 2.1",
         "that the gradient alone gives: where it is large, the stop was short of a minimum.",
     ]

@@ -708,7 +708,7 @@ def paired(
             )
     ax.set_xticks(range(len(table)), list(columns))
     ax.set_xlim(-0.4, len(table) - 0.4)
-    if log and not (table <= 0).any():
+    if log and not (table <= 0).any() and not table.isnan().all():
         ax.set_yscale("log")
         label_decades(ax)
 
@@ -747,6 +747,7 @@ def frame(axes: Sequence[Axes], *, log: bool) -> None:
     """Give Axes the same limits, those of their bands but not far beyond the means.
 
     With a few runs an interval spans decades; it is cut off then, so that the means can be read.
+    Axes in which no mean is known stay as they are.
 
     Args:
         log: Scale the axis by logarithms.
@@ -756,6 +757,8 @@ def frame(axes: Sequence[Axes], *, log: bool) -> None:
     edges = [np.asarray(path.vertices)[:, 1] for path in bands]
     known = np.concatenate([means, *edges])
     known, means = known[np.isfinite(known)], means[np.isfinite(means)]
+    if not len(means):
+        return
     if log:
         low, high = max(known.min(), means.min() / 5), min(known.max(), means.max() * 5)
         for ax in axes:

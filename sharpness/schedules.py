@@ -173,6 +173,15 @@ def by_root(k: float) -> float:
 SCALINGS: dict[str, Callable[[float], float]] = {"linear": by_ratio, "sqrt": by_root}
 
 
+def scaled_rate(rate: float, scaling: str | None, k: float) -> float:
+    """Return the rate at a batch of k times the base batch size: the same without a scaling.
+
+    >>> [scaled_rate(0.001, scaling, 4) for scaling in (None, "sqrt", "linear")]
+    [0.001, 0.002, 0.004]
+    """
+    return rate * (SCALINGS[scaling](k) if scaling else 1.0)
+
+
 def scheduled(name: str, options: Mapping[str, Any]) -> Callable[[float, float], Setting]:
     """Return a schedule with its options, checked, as a function of t and T.
 

@@ -25,7 +25,7 @@ from sharpness.optimizers import OPTIMIZERS, set_state, state_of
 from sharpness.problem import Problem, place, pose, seeded, solution
 from sharpness.results import Run, Solution
 from sharpness.sampling import BATCHES
-from sharpness.schedules import SCALINGS, Setting
+from sharpness.schedules import Setting, scaled_rate
 from sharpness.signals import Stopped, whole
 from sharpness.stopping import Patience, at_level, crossing, marks
 from sharpness.text import differences
@@ -188,8 +188,7 @@ class _Training:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.where = self.parameters[0].device
         k = config.batch_size / (config.base_batch_size or config.batch_size)
-        scaling = SCALINGS[config.rate_scaling](k) if config.rate_scaling else 1.0
-        self.rate = config.learning_rate * scaling
+        self.rate = scaled_rate(config.learning_rate, config.rate_scaling, k)
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.parameters, replace(config, learning_rate=self.rate)
         )

@@ -501,6 +501,10 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*KESKAR, "--batch-sizes=8,x"], 2, "--batch-sizes"),
     ([*KESKAR, "--batch-sizes=8,60,600"], 2, "batch-rate"),
     ([*KESKAR, "--rates=1e-3,0"], 2, "--rates"),
+    ([*KESKAR, "--scalings=sqrt"], 2, "design batch-rate, got pair"),
+    ([*KESKAR, "--design=batch-rate", "--scalings=cubic"], 2, "fixed, linear, sqrt, got 'cubic'"),
+    ([*KESKAR, "--design=batch-rate", "--scalings=sqrt,sqrt"], 2, "each once, got sqrt, sqrt"),
+    ([*KESKAR, "--design=batch-rate", "--scalings=sqrt", "--rates=1,2"], 2, "one rate"),
     ([*KESKAR, "--noise=1"], 2, "label_noise"),
     ([*KESKAR, "--seeds=0"], 2, "--seeds"),
 ]
