@@ -12,7 +12,11 @@ import click
 import pytest
 
 import sharpness
+from sharpness.averages import AVERAGES
+from sharpness.methods import METHODS
 from sharpness.results import Eigenpairs
+from sharpness.sampling import BATCHES
+from sharpness.schedules import SCALINGS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -54,6 +58,14 @@ def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\.\. auto\w+:: sharpness\.(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted([*sharpness.HOMES, *sharpness.MODULES])
+
+
+def test_the_reference_has_every_function_that_a_training_chooses_by_name() -> None:
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. autofunction:: (sharpness\.\w+\.\w+)$", page, re.MULTILINE)
+    for table in (METHODS, AVERAGES, SCHEDULES, SCALINGS, BATCHES):
+        for f in table.values():
+            assert f"{f.__module__}.{f.__name__}" in listed
 
 
 def test_each_page_of_the_gallery_asserts_what_it_claims() -> None:
