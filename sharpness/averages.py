@@ -6,7 +6,6 @@ The functions are pure, the state is one vector
 and one count, and both can be stored in a run.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sharpness.errors import InputError
 from sharpness.objective import Objective
+from sharpness.options import Values, is_number, is_whole, require_entry
 from sharpness.results import Run, Solution
 
 
@@ -61,10 +61,12 @@ def swa(update: int, count: int, total: int, *, start: float = 0.75, every: int 
 
 STATE = ("average", "averaged")  # mean and count, beside an optimizer's state
 AVERAGES: dict[str, Callable[..., float]] = {"none": none, "ema": ema, "swa": swa}
-# The range of each option in words, and the test of it.
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{name: ("of at least 0 and below 1", lambda x: 0 <= x < 1) for name in ("decay", "start")},
-    "every": ("that is whole, of at least 1", lambda x: type(x) is int and x >= 1),
+VALUES: Values = {
+    **{
+        name: ("a number from 0 to below 1", lambda x: is_number(x, 0) and x < 1)
+        for name in ("decay", "start")
+    },
+    "every": ("a whole number of at least 1", lambda x: is_whole(x, 1)),
 }
 
 
@@ -84,20 +86,7 @@ def require_average(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         InputError: If the name or an option is unknown, or a value is not in its range.
     """
-    if name not in AVERAGES:
-        raise InputError(f"average needs to be one of {', '.join(AVERAGES)}, got {name!r}")
-    known = list(inspect.signature(AVERAGES[name]).parameters)[3:]
-    for option, value in options.items():
-        if option not in known:
-            raise InputError(
-                f"options of the average {name} need to be of {', '.join(known) or 'none'}, got "
-                f"{option!r}: leave it out"
-            )
-        words, holds = RANGES[option]
-        if not (type(value) in (int, float) and math.isfinite(value) and holds(value)):
-            raise InputError(
-                f"{option} of the average {name} needs a number {words}, got {value!r}: change it"
-            )
+    require_entry("average", AVERAGES, name, options, VALUES, given=3)
 
 
 def taken(average: Average, theta: Callable[[], Tensor], *, update: int, total: int) -> Average:

@@ -9,8 +9,6 @@ the running statistics of BatchNorm move by that pass alone, once per update.
 Letters: x weights, x_k those where the update begins, f loss on the batch, g its gradient at x_k.
 """
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from sharpness.batch_norm import layers
 from sharpness.data import batches
 from sharpness.errors import InputError
 from sharpness.objective import arguments
+from sharpness.options import Values, is_number, is_whole, require_entry
 
 
 @dataclass(frozen=True)
@@ -202,12 +201,14 @@ METHODS: dict[str, Callable[..., None]] = {
     "adversarial": adversarial,
     "stability": stability,
 }
-# The range of each option in words, and the test of it.
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{name: ("above 0", lambda x: x > 0) for name in ("rho", "strength", "epsilon", "sigma")},
-    **{name: ("at least 0", lambda x: x >= 0) for name in ("eta", "alpha")},
-    "clean": ("from 0 to 1", lambda x: 0 <= x <= 1),
-    "steps": ("at least 1 and whole", lambda x: type(x) is int and x >= 1),
+VALUES: Values = {
+    **{
+        name: ("a number above 0", lambda x: is_number(x) and x > 0)
+        for name in ("rho", "strength", "epsilon", "sigma")
+    },
+    **{name: ("a number of at least 0", lambda x: is_number(x, 0)) for name in ("eta", "alpha")},
+    "clean": ("a number from 0 to 1", lambda x: is_number(x, 0, 1)),
+    "steps": ("a whole number of at least 1", lambda x: is_whole(x, 1)),
 }
 
 
@@ -217,20 +218,7 @@ def require_method(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         InputError: If the name or an option is unknown, or a value is not in its range.
     """
-    if name not in METHODS:
-        raise InputError(f"method needs to be one of {', '.join(METHODS)}, got {name!r}")
-    known = list(inspect.signature(METHODS[name]).parameters)[1:]
-    for option, value in options.items():
-        if option not in known:
-            raise InputError(
-                f"options of the method {name} need to be of {', '.join(known) or 'none'}, got "
-                f"{option!r}: leave it out"
-            )
-        words, holds = RANGES[option]
-        if not (type(value) in (int, float) and math.isfinite(value) and holds(value)):
-            raise InputError(
-                f"{option} of the method {name} needs a number {words}, got {value!r}: change it"
-            )
+    require_entry("method", METHODS, name, options, VALUES, given=1)
 
 
 def _step(task: Task, gradient: Callable[[], Tensor], *, moves_statistics: bool = True) -> None:

@@ -6,7 +6,6 @@ examples in one batch.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpness.errors import InputError
+from sharpness.options import is_number, is_whole
 from sharpness.vectors import flatten
 
 Settings = Any  # a TrainConfig, whose module lies above this one
@@ -203,8 +203,8 @@ def _is(value: Any, kind: str) -> bool:
     if kind == "true or false":
         return isinstance(value, bool)
     if kind == "a whole number of at least 1":
-        return type(value) is int and value >= 1
+        return is_whole(value, 1)
     if kind == "a finite number":
-        return type(value) in (int, float) and math.isfinite(value)
+        return is_number(value)
     several = isinstance(value, list | tuple) and len(value) == int(kind.split()[0])
     return several and all(_is(x, "a finite number") for x in value)

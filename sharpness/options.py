@@ -1,10 +1,14 @@
 """What the options of a request may be: an error tells of one that is something else."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sharpness.errors import InputError
+
+# What is wanted of an option by name, in words and as a test.
+Values = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
 def is_whole(x: Any, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -61,4 +65,56 @@ def require_one_of(choices: Iterable[str], **options: Any) -> None:
         if x not in choices:
             raise InputError(
                 f"{name} needs to be one of {', '.join(choices)}, got {x!r}: choose one"
+            )
+
+
+def is_number(x: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Say whether x is a finite number in a range, ends included.
+
+    >>> is_number(0.5, 0, 1), is_number(math.nan), is_number(True), is_number("1")
+    (True, False, False, False)
+    """
+    is_real = isinstance(x, int | float) and not isinstance(x, bool)
+    return is_real and math.isfinite(x) and least <= x <= most
+
+
+def require_entry(
+    what: str,
+    table: Mapping[str, Callable[..., Any]],
+    name: str,
+    options: Mapping[str, Any],
+    values: Values,
+    *,
+    given: int,
+) -> None:
+    """Refuse a name that a table of functions lacks, or options that its function does not take.
+
+    Args:
+        what: Is in the table, in one word; its options are called by it too.
+        table: The functions by name.
+        name: Of one of them.
+        options: Of that, by name.
+        values: What is wanted of each option; the default of an option is always fine.
+        given: How many parameters of each function come first and are no options.
+
+    Raises:
+        InputError: If the name or an option is unknown, one is missing, or not as wanted.
+    """
+    require_one_of(table, **{what: name})
+    parameters = list(inspect.signature(table[name]).parameters.values())[given:]
+    known = [p.name for p in parameters]
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"{what} {name} needs {' or '.join(known) or 'no'} options, got {key!r}: change "
+                f"{what}_options"
+            )
+    for p in parameters:
+        value = options.get(p.name, p.default)
+        if value is p.empty:
+            raise InputError(f"{what} {name} needs {p.name}, got none: give {what}_options")
+        wanted, is_fine = values[p.name]
+        if value != p.default and not is_fine(value):
+            raise InputError(
+                f"{what} {name} needs {wanted} as {p.name}, got {value!r}: change {what}_options"
             )

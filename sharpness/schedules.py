@@ -5,7 +5,6 @@ updates or in epochs, but the same for both and for all of its options that are 
 well one of t / T. It returns factors of the base rate and of the base batch size.
 """
 
-import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sharpness.errors import InputError
+from sharpness.options import Values, is_number, require_entry
 
 
 class Setting(NamedTuple):
@@ -192,29 +191,7 @@ def scheduled(name: str, options: Mapping[str, Any]) -> Callable[[float, float],
     >>> scheduled("step", {"milestones": [10], "factor": 0.5})(10, 20).rate
     0.5
     """
-    if name not in SCHEDULES:
-        raise InputError(
-            f"schedule needs to be one of {', '.join(SCHEDULES)}, got {name!r}: choose one"
-        )
-    parameters = list(inspect.signature(SCHEDULES[name]).parameters.values())[2:]
-    known = [p.name for p in parameters]
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"schedule {name} needs {' or '.join(known) or 'no'} options, got {key!r}: "
-                "change schedule_options"
-            )
-    for p in parameters:
-        value = options.get(p.name, p.default)
-        if value is p.empty:
-            raise InputError(f"schedule {name} needs {p.name}, got none: give schedule_options")
-        if value == p.default:
-            continue
-        wanted, is_fine = VALUES[p.name]
-        if not is_fine(value):
-            raise InputError(
-                f"schedule {name} needs {wanted} as {p.name}, got {value}: change schedule_options"
-            )
+    require_entry("schedule", SCHEDULES, name, options, VALUES, given=2)
     return partial(SCHEDULES[name], **options)
 
 
@@ -240,16 +217,12 @@ def _triangle(t: float, half_cycle: float) -> tuple[int, float]:
     return cycle, max(0.0, 1 - abs(t / half_cycle - 2 * cycle + 1))
 
 
-def _number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
 def _above(x: Any) -> bool:
-    return _number(x) and x > 0
+    return is_number(x) and x > 0
 
 
 def _share(x: Any) -> bool:
-    return _number(x) and 0 <= x <= 1
+    return is_number(x, 0, 1)
 
 
 def _grows(x: Any) -> bool:
@@ -258,13 +231,12 @@ def _grows(x: Any) -> bool:
     )
 
 
-# What is wanted of an option, in words and as a test.
-VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+VALUES: Values = {
     "milestones": ("growing times above 0", _grows),
     "factor": ("a number above 0", _above),
     "floor": ("a number from 0 to 1", _share),
     "power": ("a number above 0", _above),
-    "rise": ("a number between 0 and 1", lambda x: _number(x) and 0 < x < 1),
+    "rise": ("a number between 0 and 1", lambda x: is_number(x) and 0 < x < 1),
     "start": ("a number from 0 to 1", _share),
     "end": ("a number from 0 to 1", _share),
     "momenta": (
@@ -275,6 +247,6 @@ VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
     "half_cycle": ("a time above 0", _above),
-    "peak": ("a number of at least 1", lambda x: _number(x) and x >= 1),
-    "most": ("a number of at least 1", lambda x: x is None or (_number(x) and x >= 1)),
+    "peak": ("a number of at least 1", lambda x: is_number(x, 1)),
+    "most": ("a number of at least 1", lambda x: x is None or is_number(x, 1)),
 }

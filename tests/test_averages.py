@@ -153,12 +153,12 @@ def test_a_run_keeps_both_its_last_iterate_and_its_average(as_end: bool, tmp_pat
     ("name", "options", "message"),
     [
         ("mean", {}, "average needs to be one of none, ema, swa, got 'mean'"),
-        ("none", {"decay": 0.9}, "options of the average none need to be of none, got 'decay'"),
-        ("ema", {"start": 0.9}, "options of the average ema need to be of decay, got 'start'"),
-        ("ema", {"decay": 1.0}, "decay .* needs a number of at least 0 and below 1, got 1.0"),
-        ("swa", {"start": -0.1}, "start of the average swa needs a number .*, got -0.1"),
-        ("swa", {"every": 0}, "every of the average swa needs a number .* whole, .*, got 0"),
-        ("swa", {"every": "2"}, "every of the average swa needs .*, got '2'"),
+        ("none", {"decay": 0.9}, "average none needs no options, got 'decay'"),
+        ("ema", {"start": 0.9}, "average ema needs decay options, got 'start'"),
+        ("ema", {"decay": 1.0}, "needs a number from 0 to below 1 as decay, got 1.0"),
+        ("swa", {"start": -0.1}, "average swa needs a number .* as start, got -0.1"),
+        ("swa", {"every": 0}, "average swa needs a whole number .* as every, got 0"),
+        ("swa", {"every": "2"}, "average swa needs .* as every, got '2'"),
     ],
 )
 def test_what_an_average_does_not_take_is_refused_in_one_line(

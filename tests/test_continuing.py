@@ -127,7 +127,10 @@ STOPPED = {
     "early stopping": "early_stopping",
 }
 # Rprop takes no rate from a schedule, and there is no momentum for a cycle in Adagrad.
-WITHOUT = {("rprop", name) for name in SCHEDULED} | {("adagrad", "one-cycle")}
+# What has no rate, or no momentum, to move.
+WITHOUT = {("rprop", name) for name in SCHEDULED} | {
+    (optimizer, "one-cycle") for optimizer in ("adagrad", "lbfgs")
+}
 CASES = {
     f"{name} of {optimizer}": {"optimizer": optimizer, **changes}
     for name, changes in SCHEDULED.items()

@@ -334,10 +334,16 @@ def test_the_command_trains_by_a_method_and_to_an_average(
     [
         (["--method=sham"], "needs one of plain, sam, asam, proximal, adversarial, stability"),
         (["--method=sham"], "got 'sham': did you mean sam?"),
-        (["--method-options", '{"rho": 0.1}'], "the method plain need to be of none, got 'rho'"),
-        (["--method=sam", "--method-options", '{"rho": 0}'], "needs a number above 0, got 0"),
+        (["--method-options", '{"rho": 0.1}'], "method plain needs no options, got 'rho'"),
+        (
+            ["--method=sam", "--method-options", '{"rho": 0}'],
+            "a number above 0 as rho, got 0",
+        ),
         (["--average=mean"], "needs one of none, ema, swa, got 'mean'"),
-        (["--average=swa", "--average-options", '{"decay": 0.1}'], "be of start, every, got"),
+        (
+            ["--average=swa", "--average-options", '{"decay": 0.1}'],
+            "swa needs start or every options, got",
+        ),
         (["--average=ema", "--early-stopping=5"], "early_stopping needs the average none, got ema"),
         (["--method=stability", "--ghost-batch=5"], "needs another method than stability"),
         (["--autocast=bfloat16", "--dtype=float64"], "needs dtype float32, got float64"),

@@ -169,7 +169,7 @@ def test_the_scalings_keep_what_they_claim() -> None:
         ("polynomial", {"power": -1}, "a number above 0 as power"),
         ("one-cycle", {"rise": 1}, "a number between 0 and 1 as rise"),
         ("one-cycle", {"momenta": [0.5]}, "two numbers .* as momenta"),
-        ("one-cycle", {"start": "x"}, "as start, got x"),
+        ("one-cycle", {"start": "x"}, "as start, got 'x'"),
         ("triangular", {"half_cycle": True}, "a time above 0 as half_cycle, got True"),
         ("triangular2", {"half_cycle": 2, "peak": 0.5}, "at least 1 as peak"),
         ("increase-batch", {"milestones": [1], "most": 0}, "at least 1 as most"),
