@@ -225,8 +225,8 @@ def _first(candidates: Iterator[Path]) -> Path | None:
 
 def _missing(name: str, file: str, place: Path, files: str) -> InputError:
     return InputError(
-        f"{name} needs {file} in {place}, got no such file: put {files} there, or say where they "
-        f'are by data_options {{"folder": ...}} or the environment variable {FOLDER}'
+        f"{name} needs {file} in {place}, got no such file: put {files} there, or give "
+        f"folder in data_options or {FOLDER}"
     )
 
 
@@ -239,7 +239,7 @@ def _idx_pair(name: str, folder: Any, train: str, test: str) -> tuple[Pair, Pair
         names = [f"{x}{gz}" for x in (file, file.replace("-idx", ".idx")) for gz in ("", ".gz")]
         path = _first(place / within / x for within in ("", "raw") for x in names)
         if path is None:
-            raise _missing(name, file, place, f"{', '.join(files)}, plain or .gz,")
+            raise _missing(name, file, place, f"the {len(files)} files (or .gz)")
         found.append(path)
     parts = []
     for images_at, labels_at in (found[:2], found[2:]):
@@ -304,9 +304,7 @@ def _cifar(
         file = f"{stem}{ending}"
         path = _first(place / y / file for y in ("", *within))
         if path is None:
-            both = [", ".join(f"{x}{end}" for x in names) for end in (".bin", "")]
-            files = f"{both[0]} of the unpacked binary version (or {both[1]} of the Python one)"
-            raise _missing(name, file, place, files)
+            raise _missing(name, file, place, "the unpacked binary or Python version")
         examples = CIFAR_EXAMPLES * (5 if stem == "train" else 1)
         if ending:
             parts.append(_cifar_binary(path, label, labels, examples))

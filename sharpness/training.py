@@ -441,10 +441,12 @@ class _Training:
         except (InputError, ComputationError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # the user's model
+            where = f"update {update}, of a batch of {len(targets)}"
             alone = "more than 1 value per channel" in str(error)
             raise ComputationError(
-                f"training failed in update {self.updates + 1}, of a batch of {len(targets)}: "
-                f"{located(error)}{': change the batch size' if alone else ''}"
+                f"BatchNorm needs more than 1 value per channel, got {where}: change the batch size"
+                if alone
+                else f"training failed in {where}: {located(error)}"
             ) from error
         self.updates += 1
         self.examples_before = self.examples

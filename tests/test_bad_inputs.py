@@ -443,7 +443,7 @@ ROWS = [
         "unknown choice",
         {
             f"{TRAIN} --model mlpp": "did you mean mlp?",
-            f"{TRAIN} --data mnist": "digits",
+            f"{TRAIN} --data mnits": "did you mean mnist?",
             f"{TRAIN} --dtype half": "float32, float64",
             "line sb.h5 --normalize fliter": "did you mean filter?",
             "line sb.h5 --directions newton": "random, eigenvectors, gradient",

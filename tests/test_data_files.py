@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sharpness.cli import LONGEST
 
 from sharpness.data import DATA, source_of, split
 from sharpness.data_files import EMNIST, READERS, idx
@@ -111,17 +112,18 @@ def test_a_missing_file_is_told_with_what_to_put_where(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SHARPNESS_DATA", raising=False)
     wanted = {
-        "mnist": "t10k-labels-idx1-ubyte",
+        "mnist": "train-images-idx3-ubyte",
         "fashion-mnist": "train-images-idx3-ubyte",
-        "emnist": "emnist-balanced-test-images-idx3-ubyte",
-        "cifar-10": "data_batch_5.bin",
-        "cifar-100": "test.bin",
+        "emnist": "emnist-balanced-train-images-idx3-ubyte",
+        "cifar-10": "data_batch_1.bin",
+        "cifar-100": "train.bin",
     }
     for name, file in wanted.items():
         with pytest.raises(InputError, match=f"{name} needs .* in data/{name}, got no") as caught:
             source_of(name)
         assert file in str(caught.value)
         assert "SHARPNESS_DATA" in str(caught.value)
+        assert len(f"sharpness: error: {caught.value}") <= LONGEST  # nothing of it is left out
         assert "\n" not in str(caught.value)
     idx_files(tmp_path / "data" / "mnist", "train", "t10k")
     (tmp_path / "data" / "mnist" / "t10k-labels-idx1-ubyte").unlink()
