@@ -174,6 +174,7 @@ OTHERS = {
     "density curvlinops W1 fast": "time of curvlinops' density over ours with fast_gemm, W1",
     "average W1 alone": "an average case over its bare forward passes alone, W1",
     "average W2 alone": "an average case over its bare forward passes alone, W2",
+    "training 600 fast": "time of gradient descent in fast_gemm over a loop by hand without",
     "ensemble to a loss": "ten trainings one by one over one stack, to a training loss of 0.01",
     "beside trace W1": "share of a trace beside the products, W1",
     "SciPy in faithful W1": "share of SciPy's own in the time of its L-BFGS-B, W1",

@@ -130,9 +130,9 @@ def box(
     return climb(_trained(workload, folder, None), way, fast=fast, target=target)
 
 
-def training(workload: str, folder: str, batch_size: int) -> dict[str, Any]:
+def training(workload: str, folder: str, batch_size: int, *, fast: bool = False) -> dict[str, Any]:
     """Return the seconds of both trainings, in turn, and the median of their ratios."""
-    found = _in_turn(**actions(batch_size))
+    found = _in_turn(**actions(batch_size, fast=fast))
     return {**found, "ratio": paired(found["ours"], found["by_hand"])}
 
 

@@ -35,14 +35,23 @@ def trainings(session: "Session") -> None:
             found = session.ask("training", NETWORK, batch_size=batch_size)
             if found:
                 session.read(f"training {batch_size}", found["ratio"])
+        found = session.ask("training", NETWORK, batch_size=DESCENT.batch_size, fast=True)
+        if found:
+            session.read("training 600 fast", found["ratio"])
 
 
-def actions(batch_size: int, updates: int | None = None) -> dict[str, Callable[[], Tensor]]:
-    """Return both trainings, each of which gives the parameters that it ends at."""
+def actions(
+    batch_size: int, updates: int | None = None, *, fast: bool = False
+) -> dict[str, Callable[[], Tensor]]:
+    """Return both trainings, each of which gives the parameters that it ends at.
+
+    Args:
+        fast: Whether ours takes the products of oneDNN.
+    """
     given = sh.TrainConfig(batch_size=batch_size, updates=UPDATES)
     if batch_size == DESCENT.batch_size:
         given = DESCENT
-    config = resolved(replace(given, updates=updates or given.updates))
+    config = resolved(replace(given, updates=updates or given.updates, fast_gemm=fast))
 
     def ours() -> Tensor:
         return sh.train(config).end.theta

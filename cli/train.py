@@ -92,6 +92,10 @@ FIELDS: dict[str, tuple[Kind, str]] = {
         Name("training_config", "AUTOCAST"),
         "Make the passes of updates in this precision; the weights keep their own.",
     ),
+    "fast_gemm": (
+        click.BOOL,
+        "Let oneDNN multiply float32 matrices on the CPU, where that is as exact.",
+    ),
     "compile": (click.BOOL, "Compile the model for its updates, by torch.compile."),
     "deterministic": (click.BOOL, "Only kernels that give the same bits each time."),
 }

@@ -23,7 +23,7 @@ SEEDS = ("seed", "order_seed", "split_seed")
 # What may differ between runs and is no factor: how they were computed, not what.
 IMMATERIAL = (
     *(*SEEDS, "threads", "device", "deterministic", "check_every", "checkpoint_losses"),
-    *("checkpoint_updates", "checkpoint_geometric", "keep_diverged"),
+    *("checkpoint_updates", "checkpoint_geometric", "keep_diverged", "compile", "fast_gemm"),
 )
 SAME = ("data", "loss")  # must not differ
 # Words of the names of measures compared by difference; all others are positive.

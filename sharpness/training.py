@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ from sharpness.batch_norm import layers
 from sharpness.data import Part, batches, size, take
 from sharpness.errors import ComputationError, InputError
 from sharpness.finite import not_finite
+from sharpness.gemm import fast_gemm
 from sharpness.methods import METHODS, Task
 from sharpness.micro_batches import micro_batch_of
 from sharpness.names import located, shown
@@ -116,6 +118,7 @@ def train(
     with (
         cpu_threads(config.threads),
         deterministic_kernels(config.deterministic),
+        fast_gemm() if config.fast_gemm else nullcontext(),
         seeded(config.order_seed or 0, where),
     ):
         training = _Training(config, problem)

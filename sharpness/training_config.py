@@ -100,6 +100,7 @@ class TrainConfig:
     average_options: dict[str, Any] = field(default_factory=dict)
     autocast: str | None = None  # the passes of updates in this precision, weights in their own
     compile: bool = False  # the model by torch.compile, in updates
+    fast_gemm: bool = False  # products of matrices by oneDNN, see gemm.fast_gemm
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -299,6 +300,11 @@ def _require_company(config: TrainConfig) -> None:
         )
     if config.autocast and config.dtype != "float32":
         raise InputError(f"autocast needs dtype float32, got {config.dtype}: leave one of them out")
+    if config.fast_gemm and (config.dtype != "float32" or config.device != "cpu"):
+        raise InputError(
+            f"fast_gemm needs float32 on the CPU, got {config.dtype} on {config.device}: leave it "
+            "out"
+        )
     if config.method == "stability" and config.ghost_batch is not None:
         raise InputError(
             "ghost_batch needs another method than stability, which compares whole batches: leave "

@@ -278,10 +278,16 @@ def test_the_time_of_a_training_is_read_for_all_batch_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session = Session((), 2, "")
-    monkeypatch.setattr(session, "ask", lambda *args, batch_size: {"ratio": 1 + batch_size / 100})
+    monkeypatch.setattr(
+        session, "ask", lambda *args, batch_size, fast=False: {"ratio": 1 + batch_size / 100 - fast}
+    )
     trainings.trainings(session)
-    assert session.readings == {f"training {size}": [1 + size / 100] * 2 for size in (8, 32, 600)}
-    assert set(session.readings) == {bar.key for bar in BARS if bar.key.startswith("training")}
+    assert session.readings == {
+        **{f"training {size}": [1 + size / 100] * 2 for size in (8, 32, 600)},
+        "training 600 fast": [6.0] * 2,
+    }
+    known = [bar.key for bar in BARS] + list(OTHERS)
+    assert set(session.readings) == {key for key in known if key.startswith("training")}
 
 
 def results(folder: Path) -> tuple[dict[str, Any], str]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,23 @@ def refusal() -> str:
 
 REFUSAL = refusal()
 needs_it = pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL)
+
+
+@needs_it
+def test_a_training_can_be_told_to_take_it_and_says_so() -> None:
+    config = sh.TrainConfig(batch_size=600, updates=3, threads=1)
+    told = sh.train(replace(config, fast_gemm=True))
+    with sh.fast_gemm():
+        within = sh.train(config)
+    assert torch.equal(told.end.theta, within.end.theta)
+    assert not torch.equal(told.end.theta, sh.train(config).end.theta)
+    assert told.spec["train"]["fast_gemm"]
+    assert "fast_gemm" not in within.spec["train"]
+
+
+def test_a_training_in_float64_cannot_take_it() -> None:
+    with pytest.raises(sh.InputError, match="fast_gemm needs float32 on the CPU, got float64 on"):
+        sh.train(sh.TrainConfig(updates=1, dtype="float64", fast_gemm=True))
 
 
 @pytest.fixture(autouse=True)
