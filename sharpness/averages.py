@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharpness.errors import InputError
 from sharpness.objective import Objective
@@ -132,7 +132,9 @@ def restored(average: Average, state: Mapping[str, Tensor], like: Tensor) -> Ave
     return replace(average, mean=mean.to(like.device), count=int(count))
 
 
-def solution_of(average: Average, objective: Objective, last: Solution) -> Solution | None:
+def solution_of(
+    average: Average, model: nn.Module, objective: Objective, last: Solution
+) -> Solution | None:
     """Return the averaged solution, None where no point was averaged.
 
     Running statistics are those of the training part at the averaged weights: those of the
@@ -140,14 +142,15 @@ def solution_of(average: Average, objective: Objective, last: Solution) -> Solut
 
     Args:
         average: Of a training that is at its end.
+        model: That was trained.
         objective: Of its training part, over batches from which statistics are estimated.
         last: Where the training ended.
     """
     if average.mean is None:
         return None
-    f = objective
+    batches = objective.batches
     estimating = Objective(
-        f.model, f.batches, f.loss, batch_norm="reestimate", statistics=f.batches
+        model, batches, objective.loss, batch_norm="reestimate", statistics=batches
     )
     settled = estimating.settled(Solution(average.mean, last.buffers))
     return Solution(settled.theta, settled.buffers)

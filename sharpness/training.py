@@ -573,7 +573,9 @@ class _Training:
             state_of(self.optimizer, self.parameters) if held is None else held.optimizer,
             {"end": {"train_loss": self.rows[-1]["train_loss"], **self._moved()}, **told},
         )
-        point = averages.solution_of(self.average, self.objectives["train"], solution(self.model))
+        point = averages.solution_of(
+            self.average, self.model, self.objectives["train"], solution(self.model)
+        )
         if point is None or held is not None:
             return run
         row = self._row(self._measured("train", point), point)

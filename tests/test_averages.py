@@ -68,13 +68,14 @@ def test_swa_is_the_plain_mean_of_every_so_many_late_points(start: float, every:
 
 
 def test_without_a_point_there_is_no_average_and_no_state() -> None:
-    f = Objective(nn.Linear(2, 1), [(torch.ones(1, 2), torch.ones(1, 1))], nn.MSELoss())
+    model = nn.Linear(2, 1)
+    f = Objective(model, [(torch.ones(1, 2), torch.ones(1, 1))], nn.MSELoss())
     for average in (Average("none", {}), Average("swa", {"start": 0.9, "every": 10})):
         found = over(average, POINTS)
         assert found == average
         assert state_of(found) == {}
         assert restored(average, {}, POINTS) == average
-        assert solution_of(found, f, solution(nn.Linear(2, 1))) is None
+        assert solution_of(found, model, f, solution(model)) is None
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -108,7 +109,7 @@ def test_the_statistics_of_the_averaged_solution_are_those_of_the_data_there() -
     f = Objective(model, [(x[:20], y[:20]), (x[20:], y[20:])], nn.MSELoss())
     theta = torch.randn(len(f.theta), dtype=torch.float64)
     before = {name: b.clone() for name, b in model.named_buffers()}
-    found = solution_of(Average("ema", {}, theta, 1), f, solution(model))
+    found = solution_of(Average("ema", {}, theta, 1), model, f, solution(model))
     assert found is not None
     W, b = theta[:12].reshape(3, 4), theta[12:15]
     torch.testing.assert_close(found.buffers["1.running_mean"], W @ x.mean(dim=0) + b)

@@ -175,10 +175,12 @@ class Case:
         return {"alphas": torch.arange(2.0), "betas": torch.arange(2.0)}
 
     def train(self, **options: Any) -> Any:
-        config = sh.TrainConfig(
+        return sh.train(self.config(**options))
+
+    def config(self, **options: Any) -> sh.TrainConfig:
+        return sh.TrainConfig(
             model=self.net, data=(self.part, self.part), batch_size=6, threads=1, **options
         )
-        return sh.train(config)
 
 
 def once(operator: Any, case: Case, engine: str) -> None:
@@ -227,6 +229,10 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "train": [
         lambda c: c.train(updates=3, check_every=1),
         lambda c: c.train(updates=2, optimizer="sgd", learning_rate=0.1),
+        lambda c: c.train(updates=2, method="sam", average="ema"),
+    ],
+    "train_all": [
+        lambda c: sh.train_all([c.config(updates=2, seed=seed) for seed in (0, 1)]),
     ],
     "fast_gemm": [lambda c: under_fast_gemm(c)],
     "Hessian": [
