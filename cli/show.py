@@ -189,7 +189,7 @@ def _run(run: Run) -> list[str]:
         f"{record['batch_size']}, seed {record['seed']}: {run.updates:,} updates, "
         f"{int(run.history['examples'][-1]):,} examples, {_ending(run)}"
     )
-    if goal is not None and run.stopped != "stop_loss":
+    if not run.has_met:
         words.append(f"NOT at the training loss {goal:g}: leave it out of comparisons at that loss")
     if "average" in run.spec:
         words.append(_averaged(run))

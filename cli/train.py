@@ -44,7 +44,7 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "average": (Name("averages", "AVERAGES"), "Of the weights; it becomes the end."),
     "average_options": (Options(), "Its options, as JSON, such as '{\"decay\": 0.99}'."),
     "epochs": (Whole(1), "End after so many passes over the data."),
-    "updates": (Whole(1), "End after so many updates; 20000 where epochs are not given either."),
+    "updates": (Whole(1), "End after so many updates; 20000 without epochs and examples."),
     "stop_loss": (Real(above=0), "End at this training loss; 0.01 where nothing else ends it."),
     "check_every": (Whole(1), "Updates between two looks at the training loss."),
     "checkpoint_losses": (Real(above=0), "Keep the solution at this loss too (repeatable)."),
@@ -74,7 +74,7 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "patience": (Whole(1), "End after so many updates without a better training loss."),
     "early_stopping": (
         Whole(1),
-        "End so many updates after the best validation loss, with the solution of that.",
+        "End so many updates after the best validation loss; the best solution is the end.",
     ),
     "min_improvement": (Real(least=0), "Share by which a better loss is below the best."),
     "stop_within": (

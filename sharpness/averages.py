@@ -120,8 +120,11 @@ def state_of(average: Average) -> dict[str, Tensor]:
 
 
 def without(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state of an optimizer without what ``state_of`` put beside it."""
-    return {name: x for name, x in state.items() if name not in STATE}
+    """Return the state of an optimizer without what an unfinished run keeps beside it.
+
+    That is an average, and the states of solutions on the way, ``best/NAME``.
+    """
+    return {name: x for name, x in state.items() if name not in STATE and "/" not in name}
 
 
 def restored(average: Average, state: Mapping[str, Tensor], like: Tensor) -> Average:

@@ -197,7 +197,7 @@ def compare(
 
     def met(group: str) -> list[bool]:
         found = (places.get((group, unit)) for unit in seeds)
-        return [n is not None and _has_met(runs[n]) for n in found]
+        return [n is not None and runs[n].has_met for n in found]
 
     contrasts = effects(by_group)
     known = {m: {g: row(g, m) for g in by_group} for m in measures}
@@ -307,11 +307,6 @@ def _units(runs: Mapping[str, Run], titles: Mapping[str, str]) -> dict[str, int]
     one = len(set(seeds.values())) == len({seed[0] for seed in seeds.values()})
     known = sorted(set(seeds.values()), key=lambda seed: [x or 0 for x in seed])
     return {name: seed[0] if one else known.index(seed) for name, seed in seeds.items()}
-
-
-def _has_met(run: Run) -> bool:
-    goal = run.spec["train"].get("stop_loss")
-    return goal is None or run.stopped == "stop_loss"
 
 
 def _require_same(runs: Mapping[str, Run]) -> None:

@@ -21,7 +21,7 @@ from sharpness.optimizers import OPTIMIZERS, set_state
 from sharpness.options import is_whole
 from sharpness.results import Measured, Run, Solution
 from sharpness.specs import spec_of
-from sharpness.thresholds import at_end, is_plain, settings
+from sharpness.thresholds import at_end, is_plain, own_state, settings
 from sharpness.vectors import flatten, unflatten
 
 MOST = 64  # times that a step is halved or doubled
@@ -185,12 +185,16 @@ def _update(objective: Objective, here: Solution, run: Run | None, g: Tensor) ->
             f"{who} needs the point of the optimizer's state, the end of its run, got another: "
             'leave the point out, or take direction="gradient"'
         )
+    if not config.learning_rate:
+        raise InputError(
+            f'{who} needs a rate above 0 at the end of the run, got 0: take direction="gradient"'
+        )
     theta = here.theta.double().cpu()
     blocks = unflatten(theta, objective.shapes)
     slopes = unflatten(g.double().cpu(), objective.shapes)
     parameters = [nn.Parameter(block.clone()) for block in blocks.values()]
     optimizer = OPTIMIZERS[config.optimizer](parameters, config)
-    set_state(optimizer, parameters, {name: _widened(x) for name, x in run.optimizer.items()})
+    set_state(optimizer, parameters, {name: _widened(x) for name, x in own_state(run).items()})
     for p, slope in zip(parameters, slopes.values(), strict=True):
         p.grad = slope.clone()
     optimizer.step()

@@ -28,6 +28,7 @@ from sharpness.training import (
     cpu_threads,
     problem_of,
     record,
+    remarks,
     resolved,
     train,
 )
@@ -99,6 +100,9 @@ def train_all(
         stack = _stack([ready[i] for i in members]) if len(members) > 1 else None
         if stack is not None:
             LOG.info("train_all: %d trainings in one stack", len(members))
+            for t in stack.members:
+                for remark in remarks(t.config, size(t.problem.data.train)):
+                    tell(remark)
             for i, run in zip(members, _train(stack), strict=True):
                 done(i, run)
             continue
@@ -185,7 +189,7 @@ class _Stack:
     def _fail(self, inputs: Any, targets: Tensor) -> None:
         """Raise the error of the first member whose loss is not finite."""
         for i, t in enumerate(self.members):
-            number = float(_loss(t, _part(inputs, i), targets[i]))
+            number = float(_loss(t, _part(inputs, i), targets[i]).detach())
             if not math.isfinite(number):
                 own = dict(t.model.named_parameters())
                 for name, p in self.parameters.items():
@@ -224,23 +228,37 @@ def _stack(configs: list[TrainConfig]) -> _Stack | None:
     first = configs[0]
     if first.optimizer not in ELEMENTWISE or not record(first).keys() <= KNOWN:
         return None
-    members = [_Training(config, problem_of(config)) for config in configs]
-    sizes = {size(t.problem.data.train) for t in members}
-    if len(sizes) > 1:
-        return None
+    members = [_Training(first, problem_of(first))]
     try:
         with seeded(0, members[0].parameters[0].device):
             if not _keeps_buffers(members[0]):
                 return None
+            members += [_Training(config, problem_of(config)) for config in configs[1:]]
+            if len({size(t.problem.data.train) for t in members}) > 1:
+                return None
             stack = _Stack(members)
-            inputs, targets = _joined([_first(t) for t in members])
-            found = stack.loss(inputs, targets)
-            wanted = torch.stack([_loss(t, *_first(t)) for t in members]).mean()
-            torch.autograd.grad(found, list(stack.parameters.values()), allow_unused=True)
+            return stack if _is_same(stack) else None
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         LOG.info("train_all: one by one, because %s", " ".join(str(error).split())[:200])
         return None
-    return stack if torch.allclose(found, wanted, rtol=SAME, atol=0) else None
+
+
+def _is_same(stack: _Stack) -> bool:
+    """Say whether a stack has the losses and the gradients of its members at the start."""
+    members = stack.members
+    total = len(members) * stack.loss(*_joined([_first(t) for t in members]))
+    found = torch.autograd.grad(total, list(stack.parameters.values()), allow_unused=True)
+    losses = [_loss(t, *_first(t)) for t in members]
+    if not torch.allclose(total, torch.stack(losses).sum(), rtol=SAME, atol=0):
+        return False
+    for i, loss in enumerate(losses):
+        own = torch.autograd.grad(loss, members[i].parameters, allow_unused=True)
+        for g, wanted in zip(found, own, strict=True):
+            if (g is None) != (wanted is None):
+                return False
+            if g is not None and wanted is not None and (g[i] - wanted).norm() > SAME * g[i].norm():
+                return False
+    return True
 
 
 def _train(stack: _Stack) -> list[Run]:
@@ -284,8 +302,7 @@ def _first(t: _Training) -> tuple[Any, Tensor]:
 def _loss(t: _Training, inputs: Any, targets: Tensor) -> Tensor:
     """Return the loss of a member by itself on a batch, ()."""
     args, options = arguments(inputs)
-    with torch.no_grad():
-        return t.objectives["train"].loss_of_outputs(t.model(*args, **options), targets)
+    return t.objectives["train"].loss_of_outputs(t.model(*args, **options), targets)
 
 
 def _part(inputs: Any, i: int) -> Any:
@@ -326,7 +343,8 @@ def _layered(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
         for _, part in parts
         if isinstance(part, nn.Flatten)
     )
-    return parts if plain and known and whole else None
+    # What is there twice is named once.
+    return parts if len(parts) == len(model) and plain and known and whole else None
 
 
 def _passed(parts: list[tuple[str, nn.Module]], values: Values, x: Tensor) -> Tensor:

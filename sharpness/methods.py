@@ -187,8 +187,9 @@ def stability(task: Task, *, alpha: float = 0.01, sigma: float = 0.04) -> None:
         value = task.of_outputs(outputs, task.targets)
         noisy = _moved(task.inputs, lambda z: z + sigma * torch.randn_like(z))
         with _statistics_kept(task.model):
-            away = outputs - task.outputs(noisy)
-            return _backward(task, value + alpha * away.flatten(1).square().sum(dim=1).mean())
+            away = (outputs - task.outputs(noisy)).to(value.dtype)
+            distance = away.square().sum() / len(away)
+            return _backward(task, value + alpha * distance)
 
     _step(task, both)
 

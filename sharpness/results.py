@@ -66,6 +66,14 @@ class Run(Record):
     spec: dict[str, Any]
 
     @property
+    def has_met(self) -> bool:
+        """Whether the end is at the training loss that was asked for; True where none was."""
+        goal = self.spec["train"].get("stop_loss")
+        is_average = self.spec.get("average", {}).get("at") == "end"
+        above = is_average and goal is not None and self.spec["end"]["train_loss"] > goal
+        return goal is None or (self.stopped == "stop_loss" and not above)
+
+    @property
     def points(self) -> dict[int, Solution]:
         """Start, checkpoints and end by the updates done; two may have been met at one look."""
         start = {} if self.start is None else {0: self.start}

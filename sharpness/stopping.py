@@ -18,16 +18,18 @@ class Patience:
     >>> looked = Patience(updates=20).after(0, 1.0).after(10, 0.5).after(25, 0.6)
     >>> looked.best, looked.at, looked.is_over(29), looked.is_over(30)
     (0.5, 10, False, True)
+    >>> Patience(updates=20, improvement=0.1).after(0, -1.0).after(10, -0.95).best
+    -1.0
     """
 
     updates: int  # without a better loss, to wait
-    improvement: float = 0.0  # share by which a better loss is below the best one
+    improvement: float = 0.0  # share of its size by which a better loss is below the best one
     best: float = math.inf
     at: int = 0
 
     def after(self, update: int, loss: float) -> "Patience":
         """Return what is known after a further look."""
-        better = self.best == math.inf or loss < self.best * (1 - self.improvement)
+        better = self.best == math.inf or loss < self.best - self.improvement * abs(self.best)
         return replace(self, best=loss, at=update) if better else self
 
     def is_over(self, update: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharpness.averages import without
 from sharpness.errors import InputError
 from sharpness.optimizers import OPTIMIZERS
 from sharpness.results import Run
@@ -207,7 +208,7 @@ def preconditioner(run: Run, sizes: list[int], who: str) -> tuple[Tensor, Tensor
             f"{who} needs the {' and '.join(rule.needs)} of {config.optimizer}, got a run of "
             f"{run.updates} updates with {', '.join(run.optimizer) or 'no state'}: train it on"
         )
-    state = {name: _by_parameter(x, sizes, who) for name, x in run.optimizer.items()}
+    state = {name: _by_parameter(x, sizes, who) for name, x in own_state(run).items()}
     never = state["step"] == 0 if "step" in state else torch.zeros(n, dtype=torch.bool)
     P, root = rule.preconditioner(options, state), rule.root(options, state)
     return P.masked_fill(never, 0.0), (root < FLOOR * options["eps"]) & ~never
@@ -246,6 +247,11 @@ def _settings(train: Mapping[str, Any]) -> tuple[TrainConfig, Options]:
         )
     like = OPTIMIZERS[config.optimizer]([nn.Parameter(torch.zeros(1))], config)
     return config, dict(like.defaults)
+
+
+def own_state(run: Run) -> dict[str, Tensor]:
+    """Return the optimizer's state at the end of a run, without what an unfinished one keeps."""
+    return without(run.optimizer)
 
 
 def _by_parameter(x: Tensor, sizes: list[int], who: str) -> Tensor:

@@ -87,7 +87,7 @@ def train(
             long, and when a signal stops the training; it is a run like others, ``stopped`` is
             "interrupted".
         progress: Called after each look at the loss.
-        tell: Called with each of ``remarks``.
+        tell: Called with each of ``remarks``, and where an average took no point.
 
     Raises:
         InputError: If the configuration cannot be met, or is not that of ``begun``.
@@ -197,7 +197,12 @@ class _Training:
         )
         parts = {"train": problem.data.train, "test": problem.data.test}
         if config.early_stopping is not None:
-            parts["validation"] = _validation(problem)
+            if problem.data.validation is None:
+                raise InputError(
+                    "early_stopping needs a validation part of the data, got none: give validation "
+                    "in data_options, or patience, which watches the training loss"
+                )
+            parts["validation"] = problem.data.validation
         self.objectives = {
             name: Objective(
                 self.model,
@@ -267,8 +272,8 @@ class _Training:
                 if self.looked < self.updates:
                     self._look(progress)
                 if self.stopped:
-                    early = self.stopped == "early_stopping"
-                    return self._result(self.stopped, self.held["best"] if early else None)
+                    best = None if self.stopped == "stop_loss" else self.held.get("best")
+                    return self._result(self.stopped, best)
                 if keep and monotonic() - begun >= max(KEEP_EVERY, KEEP_SHARE * cost):
                     begun = monotonic()
                     self._check()
@@ -301,7 +306,7 @@ class _Training:
                 self.looked, self.next_look = self.updates, self.updates + self.config.check_every
             return
         self._check()
-        measured = self._evaluate("train")
+        measured = self._measured("train")
         loss = measured["loss"]
         if not math.isfinite(loss):
             after = f"after {self.updates} updates" if self.updates else "before the first update"
@@ -311,7 +316,7 @@ class _Training:
         meets = goal is not None and loss <= goal
         ends = "stop_loss" if meets else done or (over[0] if over else None)
         told, end = self._met(loss) if meets else ({}, None)
-        if ends == "early_stopping":
+        if ends and not meets and "early_stopping" in plateaus:
             best = plateaus["early_stopping"]
             told = {"update": self.updates, "best": best.at, "validation_loss": best.best}
         measured = self._measured("train", end) if end else measured
@@ -346,7 +351,7 @@ class _Training:
         """Return how long what is watched has not become better, after this look."""
         found = {}
         for name, plateau in self.plateaus.items():
-            watched = self._evaluate("validation")["loss"] if name == "early_stopping" else loss
+            watched = self._measured("validation")["loss"] if name == "early_stopping" else loss
             found[name] = plateau.after(self.updates, watched)
         return found
 
@@ -502,17 +507,14 @@ class _Training:
         done = self.clock.epochs(self.updates, self.epoch)
         return "epochs" if limits.epochs is not None and done >= limits.epochs else None
 
-    def _evaluate(self, part: str) -> dict[str, float]:
-        return self._measured(part, None)
-
-    def _measured(self, part: str, point: Solution | None) -> dict[str, float]:
+    def _measured(self, part: str, point: Solution | None = None) -> dict[str, float]:
         """Return loss and metrics at a solution, by default the present one."""
         measured = self.objectives[part].evaluate(point or solution(self.model))
         return {name: float(value) for name, value in measured.items()}
 
     def _row(self, on_train: dict[str, float], point: Solution | None = None) -> dict[str, float]:
         row: dict[str, float] = {"update": self.updates, "examples": self.examples}
-        on_test = self._measured("test", point) if point else self._evaluate("test")
+        on_test = self._measured("test", point)
         for part, measured in (("train", on_train), ("test", on_test)):
             row[f"{part}_loss"] = measured["loss"]
             if "accuracy" in measured:
@@ -573,10 +575,12 @@ class _Training:
             state_of(self.optimizer, self.parameters) if held is None else held.optimizer,
             {"end": {"train_loss": self.rows[-1]["train_loss"], **self._moved()}, **told},
         )
+        if held is not None:
+            return run
         point = averages.solution_of(
             self.average, self.model, self.objectives["train"], solution(self.model)
         )
-        if point is None or held is not None:
+        if point is None:
             return run
         row = self._row(self._measured("train", point), point)
         return averages.averaged(run, _on_cpu(point), row)
@@ -602,7 +606,7 @@ class _Training:
         self.rows = [row for row in self.rows if row["update"] <= held.updates]
         self.checkpoints = [found for found in self.checkpoints if found[0] <= held.updates]
         if self.rows[-1]["update"] < held.updates:
-            self.rows.append(self._row(self._evaluate("train")))
+            self.rows.append(self._row(self._measured("train")))
 
     def _unfinished(self) -> Run:
         """Return the run so far, with all that a training needs to go on from there."""
@@ -642,9 +646,8 @@ class _Training:
         for key, x in begun.optimizer.items():
             owner, _, name = key.rpartition("/")
             states.setdefault(owner, {})[name] = x
-        own = states.get("", {})
-        self.average = averages.restored(self.average, own, self.parameters[0])
-        set_state(self.optimizer, self.parameters, averages.without(own))
+        self.average = averages.restored(self.average, begun.optimizer, self.parameters[0])
+        set_state(self.optimizer, self.parameters, averages.without(begun.optimizer))
         self.start, self.updates = begun.start, begun.updates
         columns = {name: column.tolist() for name, column in begun.history.items()}
         self.rows = [
@@ -755,6 +758,11 @@ def _require_parts(
             f"batch_size needs to be at most the {len(targets)} training examples, got "
             f"{config.batch_size}: lower it"
         )
+    if clock.sizes()[0] < 1:
+        raise InputError(
+            f"{config.schedule} needs batches of at least 1 example, got {clock.sizes()[0]}: take "
+            "a larger factor in schedule_options"
+        )
     if clock.sizes()[-1] > len(targets):
         raise InputError(
             f"{config.schedule} needs batches of at most the {len(targets)} training examples, got "
@@ -774,16 +782,6 @@ def _require_parts(
             f"{config.schedule} needs an optimizer with momentum, got {config.optimizer}: choose "
             "another, or set momenta to null in schedule_options"
         )
-
-
-def _validation(problem: Problem) -> Part:
-    part: Part | None = getattr(problem.data, "validation", None)
-    if part is None:
-        raise InputError(
-            "early_stopping needs a validation part of the data, got none: ask for one, or give "
-            "patience, which watches the training loss"
-        )
-    return part
 
 
 def _on_cpu(point: Solution) -> Solution:

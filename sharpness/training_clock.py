@@ -15,10 +15,13 @@ class Clock:
         self.moves = config.schedule != "constant" or config.warmup > 0
         base = config.base_batch_size if config.regime_adaptation else None
         self.per_epoch = math.ceil(examples / (base or config.batch_size))  # updates
+        whole, rest = divmod(config.examples or 0, examples)
         limits = {
             "updates": config.updates,
             "epochs": config.epochs and config.epochs * self.per_epoch,
-            "examples": config.examples and math.ceil(config.examples / config.batch_size),
+            "examples": config.examples
+            and whole * math.ceil(examples / config.batch_size)
+            + math.ceil(rest / config.batch_size),
         }
         self.updates = min(limit for limit in limits.values() if limit is not None)  # at most
         in_epochs = config.schedule_unit == "epochs"

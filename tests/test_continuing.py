@@ -117,6 +117,7 @@ ENDS: dict[str, dict[str, Any]] = {
         "label_noise": 0.5,
         "updates": 300,
         "early_stopping": 12,
+        "data_options": {"validation": 0.2},
         "checkpoint_updates": [2, 290],
     },
 }
@@ -126,7 +127,6 @@ STOPPED = {
     "divergence": "diverged",
     "early stopping": "early_stopping",
 }
-# Rprop takes no rate from a schedule, and there is no momentum for a cycle in Adagrad.
 # What has no rate, or no momentum, to move.
 WITHOUT = {("rprop", name) for name in SCHEDULED} | {
     (optimizer, "one-cycle") for optimizer in ("adagrad", "lbfgs")
@@ -141,7 +141,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_schedules_and_ends_go_on_where_they_were_interrupted(
-    case: str, validated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SMALL, **{"stop_loss": None, "checkpoint_losses": [], **CASES[case]})
     wanted = train(config)
@@ -174,16 +174,16 @@ def test_a_signal_within_a_look_at_the_loss_costs_the_look_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, looks = content(train(SMALL), tmp_path), 0
-    evaluate = training._Training._evaluate
+    evaluate = training._Training._measured
 
-    def stopping(self: Any, part: str) -> Any:
+    def stopping(self: Any, *asked: Any) -> Any:
         nonlocal looks
         looks += 1
         if looks % 3 == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, part)
+        return evaluate(self, *asked)
 
-    monkeypatch.setattr(training._Training, "_evaluate", stopping)
+    monkeypatch.setattr(training._Training, "_measured", stopping)
     begun, stops = None, 0
     while True:
         kept: list[Run] = []

@@ -298,6 +298,34 @@ def test_a_stack_that_is_another_function_is_not_trusted(
     assert stacked(seeds(replace(SMALL, updates=2)))[1] == 3
 
 
+def twice(activation: nn.Module) -> nn.Module:
+    first, second, last = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+    return nn.Sequential(first, activation, second, activation, last)
+
+
+def test_a_layer_that_is_there_twice_is_passed_twice(stacked: Any) -> None:
+    base = replace(SMALL, model=twice(nn.Tanh()), model_options={}, updates=20)
+    runs, _ = stacked(seeds(base, 2))
+    for run, seed in zip(runs, (0, 1), strict=True):
+        agree(run, train(replace(base, seed=seed)))
+
+
+def test_losses_that_agree_do_not_make_a_stack(
+    stacked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ensembles._passed
+    monkeypatch.setattr(
+        ensembles, "_passed", lambda *parts: 2 * original(*parts) - original(*parts).detach()
+    )
+    assert stacked(seeds(replace(SMALL, updates=2)))[1] == 3
+
+
+def test_what_is_likely_not_meant_is_told_of_each_member() -> None:
+    told: list[str] = []
+    train_all(seeds(replace(SMALL, optimizer="rprop", updates=1), 2), tell=told.append)
+    assert [text[:29] for text in told] == 2 * ["rprop is made for full batche"]
+
+
 def test_the_random_state_of_the_user_stays_as_it_is(stacked: Any) -> None:
     for model in (chain, noisy, normalized):
         config = replace(SMALL, model=model, model_options={}, updates=2, batch_size=50)

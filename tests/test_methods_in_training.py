@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sharpness.averages import AVERAGES
+from sharpness.critical import critical_sharpness
 from sharpness.data import digits, split
 from sharpness.errors import InputError
-from sharpness.methods import METHODS
+from sharpness.methods import METHODS, Task
 from sharpness.problem import objective_of
 from sharpness.results import Run
 from sharpness.stability import preconditioned_sharpness
@@ -376,3 +377,42 @@ def test_names_that_are_unknown_are_refused_by_the_library_too(
 ) -> None:
     with pytest.raises(InputError, match=named):
         train(replace(SMALL, **options))
+
+
+def test_an_average_above_the_goal_is_not_at_the_goal() -> None:
+    config = TrainConfig(model_options={"widths": [8]}, train_examples=100, threads=1)
+    config = replace(config, stop_loss=0.5, batch_size=20, learning_rate=0.01)
+    run = train(replace(config, average="ema"))
+    assert run.stopped == "stop_loss"
+    assert float(run.history["train_loss"][-2]) <= 0.5 < run.spec["end"]["train_loss"]
+    assert not run.has_met
+    assert train(config).has_met
+
+
+@pytest.mark.parametrize("more", [{"average": "ema"}, {"keep_diverged": True}])
+def test_the_measures_of_an_interrupted_run_take_the_state_of_its_optimizer_alone(
+    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(model_options={"widths": [8]}, train_examples=100, threads=1, updates=9)
+    config = replace(config, check_every=2, **more)
+    _, begun = interrupted(config, 6, None, monkeypatch)
+    assert begun is not None
+    last = train(replace(config, updates=begun.updates, average="none", keep_diverged=False))
+    found = [critical_sharpness(objective_of(r), run=r, direction="update") for r in (begun, last)]
+    assert found[0].value == found[1].value
+
+
+def test_stability_takes_one_output_for_each_example() -> None:
+    """D of a linear model without a bias is the mean of (noise w)^2."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(3, 1, bias=False, dtype=torch.float64), nn.Flatten(0))
+    (p,) = model.parameters()
+    w = p.detach()[0].clone()
+    torch.manual_seed(1)
+    noise = 0.1 * torch.randn_like(x)
+    torch.manual_seed(1)
+    task = Task(model, nn.functional.mse_loss, x, y, torch.optim.SGD([p], lr=1.0))
+    METHODS["stability"](task, alpha=2.0, sigma=0.1)
+    g = 2 * x.T @ (x @ w - y) / 6 + 2.0 * 2 * noise.T @ (noise @ w) / 6
+    torch.testing.assert_close(p.detach()[0], w - g)

@@ -121,6 +121,19 @@ def test_a_cosine_ends_with_the_training_whatever_ends_it(seen: Seen) -> None:
             assert seen.rates == pytest.approx(want)
 
 
+def test_examples_are_counted_with_the_smaller_last_batch_of_each_epoch(seen: Seen) -> None:
+    config = replace(SMALL, schedule="linear", batch_size=30, examples=230)  # 4 + 4 + 1 updates
+    train(config)
+    assert seen.rates == pytest.approx([0.1 * (1 - u / 9) for u in range(9)])
+
+
+def test_batches_do_not_shrink_below_an_example() -> None:
+    options = {"milestones": [2], "factor": 0.1}
+    config = replace(SMALL, schedule="increase-batch", schedule_options=options, batch_size=4)
+    with pytest.raises(InputError, match="increase-batch needs batches of at least 1 example"):
+        train(replace(config, updates=9))
+
+
 def test_one_cycle_moves_the_momentum_too(seen: Seen) -> None:
     f = scheduled("one-cycle", {})
     for optimizer in ("sgd", "adam", "rmsprop"):
@@ -260,18 +273,21 @@ NOISY = replace(
 )
 
 
-def test_early_stopping_ends_at_the_best_solution_as_if_it_had_ended_there(
-    validated: None,
-) -> None:
-    run = train(replace(NOISY, early_stopping=60))
+# A fifth of 125 examples is kept apart, which leaves 100.
+VALIDATION: dict[str, Any] = {"train_examples": 125, "data_options": {"validation": 0.2}}
+VALIDATED = replace(NOISY, **VALIDATION)
+
+
+def test_early_stopping_ends_at_the_best_solution_as_if_it_had_ended_there() -> None:
+    run = train(replace(VALIDATED, early_stopping=60))
     told = run.spec["stop"]
     assert run.stopped == "early_stopping"
     assert told["best"] == run.updates == told["update"] - 60
     looks = list(range(5, told["update"] + 1, 5))
-    points = train(replace(NOISY, updates=looks[-1], checkpoint_updates=looks)).points
-    f = objective_of(run, split="test")
+    points = train(replace(VALIDATED, updates=looks[-1], checkpoint_updates=looks)).points
+    f = objective_of(run, split="validation")
     losses = {update: float(f.value(points[update])) for update in looks}
-    there = train(replace(NOISY, updates=run.updates))
+    there = train(replace(VALIDATED, updates=run.updates))
     assert torch.equal(there.end.theta, run.end.theta)
     assert all(torch.equal(x, run.optimizer[k]) for k, x in there.optimizer.items())
     assert {k: float(x[-1]) for k, x in there.history.items()} == {
@@ -281,21 +297,30 @@ def test_early_stopping_ends_at_the_best_solution_as_if_it_had_ended_there(
     assert told["validation_loss"] == losses[run.updates]
 
 
-def test_the_best_solution_is_told_with_the_rate_of_its_own_last_update(validated: None) -> None:
+def test_the_best_solution_is_the_end_also_where_updates_end_a_training_that_watches_it() -> None:
+    stopped = train(replace(VALIDATED, early_stopping=60))
+    last = stopped.spec["stop"]["update"] - 5
+    run = train(replace(VALIDATED, early_stopping=60, updates=last))
+    assert (run.stopped, run.updates) == ("updates", stopped.updates)
+    assert torch.equal(run.end.theta, stopped.end.theta)
+    assert run.spec["stop"]["update"] == last
+
+
+def test_the_best_solution_is_told_with_the_rate_of_its_own_last_update() -> None:
     """From the third epoch on the rate is far too large."""
     options = {"milestones": [2], "factor": 300.0}
     config = replace(SMALL, batch_size=20, check_every=5, schedule="step", schedule_unit="epochs")
-    config = replace(config, schedule_options=options)
+    config = replace(config, schedule_options=options, **VALIDATION)
     run = train(replace(config, early_stopping=10))
     assert (run.stopped, run.updates) == ("early_stopping", 10)
     assert run.spec["end"] == train(replace(config, updates=10)).spec["end"]
     assert "learning_rate" not in run.spec["end"]
 
 
-def test_the_best_solution_is_told_with_the_batch_of_its_own_last_update(validated: None) -> None:
-    best = train(replace(NOISY, early_stopping=60)).updates
-    options = {"milestones": [best // 5 + 2], "factor": 2}  # after it, before the stop
-    grows = replace(NOISY, schedule="increase-batch", schedule_unit="epochs", early_stopping=60)
+def test_the_best_solution_is_told_with_the_batch_of_its_own_last_update() -> None:
+    best = train(replace(VALIDATED, early_stopping=60)).updates
+    options = {"milestones": [best // 5 + 11], "factor": 2}  # shortly before the stop
+    grows = replace(VALIDATED, schedule="increase-batch", schedule_unit="epochs", early_stopping=60)
     run = train(replace(grows, schedule_options=options))
     assert run.updates == best
     assert "batch_size" not in run.spec["end"]
