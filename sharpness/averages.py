@@ -165,6 +165,7 @@ def averaged(run: Run, point: Solution, row: Mapping[str, float], *, as_end: boo
     Nothing is lost: where the average is the end, the last iterate becomes the last checkpoint,
     at the same number of updates, and the optimizer's state belongs to it. The last row of the
     history is that of the end, and the one before, at the same update, that of the iterate.
+    ``Run.points`` has one solution for each number of updates, and there the end.
 
     Args:
         run: A training that is at its end.
