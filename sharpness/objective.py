@@ -669,6 +669,20 @@ class Objective:
         with torch.no_grad():
             return dict(zip(("loss", *self.metrics), self.mean(measured), strict=True))
 
+    def shares(self, model: nn.Module) -> bool:
+        """Say whether its model has the very parameters of another, and no buffers."""
+        own, others = map(id, self.model.parameters()), map(id, model.parameters())
+        return next(self.model.buffers(), None) is None and list(own) == list(others)
+
+    def evaluate_shared(self) -> dict[str, Tensor]:
+        """Return what ``evaluate`` gives at the present parameters of a model that it ``shares``.
+
+        It does not set them, which a small network takes half a pass for.
+        """
+        other = copy(self)
+        other._is_placed = True  # theta stands for what is there
+        return other.evaluate(other.theta)
+
     def evaluate_with_gradient(self, point: Point) -> tuple[dict[str, Tensor], Tensor]:
         """Return what ``evaluate`` gives there and the gradient, shape (n,), from one pass.
 

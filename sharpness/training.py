@@ -509,7 +509,11 @@ class _Training:
 
     def _measured(self, part: str, point: Solution | None = None) -> dict[str, float]:
         """Return loss and metrics at a solution, by default the present one."""
-        measured = self.objectives[part].evaluate(point or solution(self.model))
+        f = self.objectives[part]
+        if point is None and f.shares(self.model):
+            measured = f.evaluate_shared()
+        else:
+            measured = f.evaluate(point or solution(self.model))
         return {name: float(value) for name, value in measured.items()}
 
     def _row(self, on_train: dict[str, float], point: Solution | None = None) -> dict[str, float]:

@@ -418,3 +418,28 @@ def test_a_buffer_that_changes_and_is_not_kept_is_refused() -> None:
 
     with pytest.raises(InputError, match="got seen, which changes and is not persistent"):
         train(replace(SMALL, model=Counting(), model_options={}, updates=2))
+
+
+class Tied(nn.Module):
+    """One layer under two names, passed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64, bias=False)
+        self.second = self.first
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last(self.second(self.first(x).tanh()).tanh())
+        return z
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Linear(64, 10), Tied(), nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))]
+)
+def test_a_look_is_at_the_present_weights_and_statistics(model: nn.Module) -> None:
+    config = replace(SMALL, model=model, model_options={}, check_every=1, updates=7)
+    run = train(replace(config, checkpoint_losses=[1e9], patience=5))
+    f = objective_of(run, split="train", model=model, data="digits")
+    assert float(f.evaluate(run.end)["loss"]) == float(run.history["train_loss"][-1])
+    assert run.history["train_loss"][-1] != run.history["train_loss"][0]
